@@ -1,0 +1,114 @@
+"""`reelserve models`: what is served, and the demo checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deployments.cli.client import Client
+from deployments.cli.errors import CliError
+from deployments.cli.output import USER_ENVIRONMENT, JsonOption, Output, reporting, table
+
+app = typer.Typer(help="See what is served; build the demo model.", no_args_is_help=True)
+
+DEMO = "demo-wan"
+
+
+@app.command("list", epilog=USER_ENVIRONMENT)
+def list_models(as_json: JsonOption = False) -> None:
+    """List the models served, with what each of them can make. Defaults carry a star.
+
+    Examples:
+      reelserve models list
+      reelserve models list --json | jq '.data[0].guidance_scale'
+    """
+    with reporting(as_json) as out, Client.as_user() as api:
+        models = api.get("v1", "models").body
+        rows = [
+            (
+                model["id"],
+                ", ".join(model["aliases"]),
+                _choices(model["sizes"], model["default_size"]),
+                _choices(model["seconds"], model["default_seconds"]),
+                _range(model["steps"]),
+            )
+            for model in models["data"]
+        ]
+        out.result(models, table("id", "aliases", "sizes", "seconds", "steps", rows=rows))
+
+
+def _choices(allowed: list[Any], default: Any) -> str:
+    return ", ".join(f"{value}*" if value == default else str(value) for value in allowed)
+
+
+def _range(limits: Mapping[str, Any]) -> str:
+    return f"{limits['min']} to {limits['max']}, {limits['default']}*"
+
+
+@app.command(
+    "build-demo",
+    epilog="Environment: REELSERVE_DATA_DIR (default ~/.local/share/reelserve), "
+    "REELSERVE_MODELS_DIR (default: models in the data directory).",
+)
+def build(
+    folder: Annotated[
+        Path | None,
+        typer.Option("--dir", help="Where to put it, instead of demo-wan in the models folder."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="The data directory, as of `reelserve up`.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what is in --dir, whatever it is.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the demo checkpoint: the real Wan architecture, tiny, with random weights.
+
+    `reelserve up` does this by itself. It needs no network and no GPU and takes seconds;
+    one that is there already is replaced. Prints the folder.
+
+    Example: reelserve models build-demo --dir /srv/models/demo-wan
+    """
+    with reporting(as_json) as out:
+        target = folder if folder is not None else _default_folder(data_dir)
+        target = target.expanduser().resolve()
+        if folder is not None and not force:
+            _require_unused(target)
+        built = _build(target, out)
+        out.result({"model": DEMO, "folder": str(built)}, str(built))
+
+
+def _default_folder(data_dir: Path | None) -> Path:
+    from deployments.settings import StackSettings
+    from serving.plan.errors import ConfigError
+
+    try:
+        return StackSettings.load(data_dir=data_dir).models_folder / DEMO
+    except ConfigError as error:
+        raise CliError(error.message, code=error.code) from None
+
+
+def _require_unused(folder: Path) -> None:
+    """Building replaces the folder, so one that holds anything is somebody's."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CliError(
+            f"{folder} is not empty; --force deletes what is in it.", code="folder_not_empty"
+        )
+
+
+def _build(folder: Path, out: Output) -> Path:
+    out.note("Making the demo model")
+    # The libraries below may print, and stdout is the result's.
+    with redirect_stdout(sys.stderr):
+        from serving.models.demo import build_demo
+
+        try:
+            return build_demo(folder)
+        except OSError as error:
+            raise CliError(f"cannot write {folder}: {error}", code="cannot_write") from error

@@ -1,0 +1,73 @@
+"""Connections a process of the stack opens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from deployments.settings import StackSettings
+from serving.api import ApiSettings, Services
+from serving.api.keys import Keys
+from serving.jobs.queue import CELL, JobQueue
+from serving.media import ArtifactStore, open_store
+from serving.plan.errors import ConfigError
+
+REDIS_TIMEOUT_S = 5.0
+REDIS_RETRIES = 3
+"""Scripts may be repeated with the same arguments, so the client may retry any of them."""
+
+
+def open_redis(settings: StackSettings) -> Redis:
+    """A client for the stack's Redis. It connects at the first command."""
+    if settings.redis_url is None:
+        raise ConfigError("REELSERVE_REDIS_URL is not set and no stack started a Redis")
+    client: Redis = Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        decode_responses=True,
+        socket_timeout=REDIS_TIMEOUT_S,
+        socket_connect_timeout=REDIS_TIMEOUT_S,
+        health_check_interval=30,
+        retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), REDIS_RETRIES),
+        retry_on_error=[RedisConnectionError, RedisTimeoutError],
+    )
+    return client
+
+
+@dataclass(frozen=True)
+class Backends:
+    """What both kinds of replica work with."""
+
+    redis: Redis
+    queue: JobQueue
+    store: ArtifactStore
+
+    async def close(self) -> None:
+        await self.redis.aclose()
+
+
+def open_backends(settings: StackSettings) -> Backends:
+    redis = open_redis(settings)
+    return Backends(redis, JobQueue(redis), open_store(settings.store_url))
+
+
+@asynccontextmanager
+async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncIterator[Services]:
+    """What the API works with, for the life of one ingress replica."""
+    backends = open_backends(settings)
+    try:
+        yield Services(
+            queue=backends.queue,
+            store=backends.store,
+            keys=Keys(backends.redis, CELL, settings.admin_key),
+            catalog=settings.catalog(),
+            settings=api,
+        )
+    finally:
+        await backends.close()

@@ -1,0 +1,103 @@
+"""``make demo``: a whole stack, one prompt through the official OpenAI client, one clip."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from openai import OpenAI
+from openai.types import Video
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from deployments.settings import StackSettings
+from deployments.stack import LocalStack
+from serving.plan.errors import ConfigError
+
+PROMPT = "a red ball moving right on a white background"
+STAGES = {
+    "queued_s": "waiting in the queue",
+    "encode_s": "text encoding",
+    "denoise_s": "denoising",
+    "decode_s": "decoding",
+    "store_s": "encoding and storing",
+    "total_s": "submission to clip",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/demo.mp4"), help="the clip's file")
+    parser.add_argument("--prompt", default=PROMPT)
+    arguments = parser.parse_args()
+    console = Console()
+    began = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(prefix="reelserve-demo-") as folder:
+            settings = StackSettings.load(data_dir=Path(folder), port=0)
+            with LocalStack(settings, lambda text: console.print(f"[dim]… {text}")) as stack:
+                console.print(f"ready at {stack.url} after {time.monotonic() - began:.1f} s")
+                # The SDK marks its video methods as deprecated, since OpenAI's own service closed.
+                client = OpenAI(base_url=f"{stack.url}/v1", api_key=stack.api_key)
+                ok = generate(client, console, arguments.prompt, arguments.out)
+                console.print("[dim]… stopping everything")
+    except ConfigError as error:
+        console.print(f"[red]{error}")
+        return 1
+    return 0 if ok else 1
+
+
+def generate(client: OpenAI, console: Console, prompt: str, out: Path) -> bool:
+    """Submit, wait with a bar, download and report; False if the job did not complete."""
+    video = client.videos.create(model="sora-2", prompt=prompt, seconds="4")
+    console.print(f"submitted {video.id}: {prompt!r}")
+    with Progress(
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+        TimeElapsedColumn(),
+        console=console,
+    ) as bar:
+        task = bar.add_task("queued", total=100)
+        ended = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(client, video.id, bar, task, ended))
+        watcher.start()
+        try:
+            video = client.videos.poll(video.id)
+        finally:
+            ended.set()
+            watcher.join()
+        bar.update(task, completed=video.progress, description=video.status)
+    if video.status != "completed":
+        console.print(f"[red]{video.status}: {video.error.message if video.error else 'no reason'}")
+        return False
+    out.parent.mkdir(parents=True, exist_ok=True)
+    client.videos.download_content(video.id).write_to_file(out)
+    _report(console, video, out)
+    return True
+
+
+def _watch(
+    client: OpenAI, video_id: str, bar: Progress, task: TaskID, ended: threading.Event
+) -> None:
+    while not ended.wait(0.3):
+        video = client.videos.retrieve(video_id)
+        phase = (video.model_extra or {}).get("phase") or video.status
+        bar.update(task, completed=video.progress, description=phase)
+
+
+def _report(console: Console, video: Video, out: Path) -> None:
+    extra = video.model_extra or {}
+    console.print(
+        f"\n[bold]{out}[/]: {video.seconds} s at {video.size}, {out.stat().st_size:,} bytes"
+    )
+    for name, label in STAGES.items():
+        console.print(f"  {extra['timings'][name]:7.2f} s  {label}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

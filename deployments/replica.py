@@ -1,0 +1,54 @@
+"""A model replica as Ray Serve sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+import ray
+import torch
+
+from deployments.connections import open_backends
+from deployments.settings import StackSettings
+from deployments.worker import Worker
+from serving.models.load import load_family
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 15.0
+
+
+class ModelReplica:
+    """Hosts one :class:`Worker`. Serve places it, watches it and takes it away again.
+
+    It answers no requests: work comes from the queue, so nothing is lost with a router.
+    """
+
+    def __init__(self, model_id: str) -> None:
+        settings = StackSettings.load()
+        model = settings.catalog().models[model_id]
+        # Ray sets OMP_NUM_THREADS to the logical CPUs it hands out, which only place replicas.
+        torch.set_num_threads(os.cpu_count() or 1)
+        family = load_family(model, settings.models_folder)
+        self._backends = open_backends(settings)
+        replica = ray.get_runtime_context().get_actor_id() or f"pid-{os.getpid()}"
+        self._worker = Worker(model, family, self._backends.queue, self._backends.store, replica)
+        # Serve calls the constructor on the replica's own event loop.
+        self._task = asyncio.get_running_loop().create_task(self._worker.run(), name="worker")
+
+    async def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        if self._task.done():
+            raise RuntimeError(f"the worker ended: {self._task}")
+        if not self._worker.healthy:
+            raise RuntimeError("the engine's thread is dead")
+
+    async def __del__(self) -> None:
+        """Serve's drain hook: hand the jobs back before the process goes."""
+        if not hasattr(self, "_worker"):
+            return
+        await self._worker.drain(DRAIN_S)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._backends.close()

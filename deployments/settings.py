@@ -1,0 +1,108 @@
+"""Settings of a running stack, from ``REELSERVE_…`` variables and a YAML file.
+
+Every process of the stack reads the same variables: ``reelserve up`` resolves them once and
+exports them before it starts Ray, on Kubernetes they come from the pod. So a secret never
+travels through Ray, and never lies in a config file that somebody commits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from serving.plan.catalog import Catalog, load_catalog
+from serving.plan.errors import ConfigError
+
+ENV_PREFIX = "REELSERVE_"
+
+
+class StackSettings(BaseSettings):
+    """What `up`, an ingress replica and a model replica need to know."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address the HTTP port listens on")
+    port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 takes a free one")
+    data_dir: Path = Field(
+        Path("~/.local/share/reelserve"), description="queue, clips, models and logs"
+    )
+    redis_url: SecretStr | None = Field(
+        None, description="an external Redis; without it `up` starts its own in the data directory"
+    )
+    artifacts_url: str | None = Field(
+        None, description="file:///folder or s3://bucket/prefix; default: the data directory"
+    )
+    models_dir: Path | None = Field(None, description="checkpoints; default: in the data directory")
+    catalog_dirs: list[Path] = Field([], description="folders with more catalog entries")
+    models: list[str] = Field(["demo-wan"], min_length=1, description="catalog ids to serve")
+    ingress_replicas: int = Field(1, ge=1, le=64)
+    admin_key: SecretStr | None = Field(None, description="made and printed once when unset")
+
+    @classmethod
+    def load(cls, config: Path | None = None, **overrides: Any) -> Self:
+        """Settings by precedence: ``overrides`` that are not None, variables, the file, defaults.
+
+        Raises :class:`ConfigError` that names the source and the field.
+        """
+        given = {name: value for name, value in overrides.items() if value is not None}
+        try:
+            from_env = cls().model_dump(exclude_unset=True)
+            from_file = _read_yaml(config) if config else {}
+            settings = cls.model_validate({**from_file, **from_env, **given})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"setting '{name}' ({ENV_PREFIX}{name.upper()}): {first['msg']}"
+            ) from None
+        return settings.model_copy(update={"data_dir": settings.data_dir.expanduser().resolve()})
+
+    def environment(self) -> dict[str, str]:
+        """These settings as variables, for the processes of the stack."""
+        plain = self.model_dump(exclude_none=True)
+        return {f"{ENV_PREFIX}{name.upper()}": _as_text(value) for name, value in plain.items()}
+
+    def catalog(self) -> Catalog:
+        """The entries this stack serves, in order; the first is the default model."""
+        builtin = Path(str(files("deployments") / "catalog"))
+        return load_catalog([builtin, *self.catalog_dirs]).only(self.models)
+
+    @property
+    def store_url(self) -> str:
+        return self.artifacts_url or (self.data_dir / "artifacts").as_uri()
+
+    @property
+    def models_folder(self) -> Path:
+        return (self.models_dir or self.data_dir / "models").expanduser()
+
+
+def _read_yaml(file: Path) -> Mapping[str, Any]:
+    try:
+        raw = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the config file {file}: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file}: expected a mapping of settings")
+    for name in raw:
+        if name not in StackSettings.model_fields:
+            raise ConfigError(
+                f"{file}: unknown setting '{name}'; known: {', '.join(StackSettings.model_fields)}"
+            )
+        if name in ("admin_key", "redis_url"):
+            raise ConfigError(f"{file}: '{name}' is a secret: set {ENV_PREFIX}{name.upper()}")
+    return raw
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, list):
+        return json.dumps([str(item) for item in value])
+    return str(value)

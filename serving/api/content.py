@@ -1,0 +1,74 @@
+"""``/v1/videos/{id}/content``: the bytes of a finished clip."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse, StreamingResponse
+
+from serving.api.auth import UserDep
+from serving.api.ranges import NotSatisfiable, parse_range
+from serving.api.services import ServicesDep
+from serving.jobs.job import State
+from serving.plan.errors import InvalidRequest
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"])
+
+Variant = Literal["video", "thumbnail", "spritesheet"]
+
+
+@router.head("/{video_id}/content", response_model=None, include_in_schema=False)
+@router.get("/{video_id}/content", response_model=None)
+async def content(
+    video_id: str,
+    request: Request,
+    user: UserDep,
+    services: ServicesDep,
+    variant: Variant = "video",
+) -> Response:
+    """The MP4, a JPEG thumbnail or a JPEG spritesheet, whole or by ``Range``."""
+    job = await services.queue.get(video_id, user=user)
+    if job.state is not State.COMPLETED:
+        raise InvalidRequest(
+            f"The video is {job.state}; there is content only once it is completed.",
+            code="video_not_ready" if not job.terminal else "video_has_no_content",
+        )
+    artifact = job.result["artifacts"][variant]
+    media_type, key = artifact["content_type"], artifact["key"]
+    stem = job.id if variant == "video" else f"{job.id}-{variant}"
+    filename = f"{stem}.{key.rpartition('.')[2]}"
+    info = await services.store.head(key)
+    url = await services.store.presign_get(key, services.settings.presign_s)
+    # The URL is signed for GET alone, so a HEAD is answered here.
+    if url is not None and request.method == "GET":
+        return RedirectResponse(url, status_code=302)
+
+    etag = f'"{info.etag.strip(chr(34))}"'
+    headers = {
+        "accept-ranges": "bytes",
+        "etag": etag,
+        "cache-control": "private, max-age=3600",
+        "content-disposition": f'inline; filename="{filename}"',
+    }
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    # A range made against an older version of the file must not be joined with this one.
+    stale = request.headers.get("if-range", etag) != etag
+    try:
+        span = None if stale else parse_range(request.headers.get("range"), info.size_bytes)
+    except NotSatisfiable:
+        return Response(status_code=416, headers={"content-range": f"bytes */{info.size_bytes}"})
+    start, end = span or (0, info.size_bytes)
+    headers["content-length"] = str(end - start)
+    if span:
+        headers["content-range"] = f"bytes {start}-{end - 1}/{info.size_bytes}"
+    status = 206 if span else 200
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=media_type)
+    return StreamingResponse(
+        services.store.read(key, start, end),
+        status_code=status,
+        headers=headers,
+        media_type=media_type,
+    )

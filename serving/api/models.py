@@ -1,0 +1,29 @@
+"""``/v1/models``: what is served and what it can make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from serving.api.auth import UserDep
+from serving.api.schemas import model_card
+from serving.api.services import ServicesDep
+from serving.plan.errors import InvalidRequest, NotFound
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+@router.get("")
+async def index(user: UserDep, services: ServicesDep) -> dict[str, Any]:
+    """Every model, with its sizes, durations and limits."""
+    return {"object": "list", "data": [model_card(m) for m in services.catalog.models.values()]}
+
+
+@router.get("/{name}")
+async def retrieve(name: str, user: UserDep, services: ServicesDep) -> dict[str, Any]:
+    """One model, by id or alias."""
+    try:
+        return model_card(services.catalog.resolve(name))
+    except InvalidRequest as error:
+        raise NotFound(error.message, code=error.code, param=error.param) from None

@@ -1,0 +1,178 @@
+"""The wire: what clients send and what they get."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from serving.jobs.job import Job, State
+from serving.plan.catalog import Model
+
+
+def _text(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("is not valid Unicode text") from None
+    return value
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Integer = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+class VideoCreate(BaseModel):
+    """``POST /v1/videos``. What a model allows is in ``GET /v1/models``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Text = Field(description="what the clip shows")
+    model: Text | None = Field(None, description="a model's id or alias; the first one if absent")
+    seconds: Integer | None = Field(None, description="length of the clip, as number or string")
+    size: Text | None = Field(None, description="WIDTHxHEIGHT", examples=["1280x720"])
+    seed: Integer | None = Field(None, description="the same request and seed give the same bytes")
+    negative_prompt: Text | None = Field(None, description="what the clip should not show")
+    steps: Integer | None = Field(None, description="denoising steps")
+    guidance_scale: Number | None = Field(None, description="1 turns guidance off")
+    fps: Integer | None = Field(None, description="frames a second")
+
+
+class ErrorBody(BaseModel):
+    code: str
+    message: str
+
+
+class Timings(BaseModel):
+    """Seconds each stage took, once the clip is complete."""
+
+    queued_s: float
+    encode_s: float = Field(description="text encoding")
+    denoise_s: float
+    decode_s: float = Field(description="latents to pictures; the file is encoded alongside")
+    store_s: float = Field(description="the rest of the file's encoding, and the upload")
+    total_s: float = Field(description="from submission to completion")
+
+
+class Video(BaseModel):
+    """A video job, in OpenAI's shape with additional fields after ``error``."""
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: State
+    progress: int
+    created_at: int
+    completed_at: int | None
+    expires_at: int | None
+    seconds: str
+    size: str
+    prompt: str
+    remixed_from_video_id: str | None
+    error: ErrorBody | None
+    negative_prompt: str
+    seed: int
+    steps: int
+    guidance_scale: float
+    fps: int
+    phase: str | None
+    step: int
+    attempts: int
+    queue_position: int | None = Field(description="how many jobs go before this one")
+    eta_seconds: float | None = Field(description="estimated time left")
+    size_bytes: int | None
+    timings: Timings | None
+
+
+def video_of(job: Job, *, queue_position: int | None, remaining_ms: int | None) -> Video:
+    """A job as its owner sees it. The last two are None once it has ended."""
+    spec, result = job.spec, job.result
+    return Video(
+        id=job.id,
+        model=job.alias,
+        status=job.state,
+        progress=job.progress,
+        created_at=job.created_ms // 1000,
+        completed_at=job.finished_ms // 1000 if job.state is State.COMPLETED else None,
+        expires_at=None,
+        seconds=str(spec.seconds),
+        size=spec.size,
+        prompt=spec.prompt,
+        remixed_from_video_id=None,
+        error=ErrorBody(**job.error) if job.error else None,
+        negative_prompt=spec.negative_prompt,
+        seed=spec.seed,
+        steps=spec.steps,
+        guidance_scale=spec.guidance_scale,
+        fps=spec.fps,
+        phase=job.phase,
+        step=job.step,
+        attempts=job.attempts,
+        queue_position=queue_position,
+        eta_seconds=None if remaining_ms is None else round(remaining_ms / 1000, 1),
+        size_bytes=result["artifacts"]["video"]["size_bytes"] if result else None,
+        timings=_timings(job) if result else None,
+    )
+
+
+def _timings(job: Job) -> Timings:
+    stages: Mapping[str, float] = job.result["stages"]
+    return Timings(
+        queued_s=round((job.started_ms - job.created_ms) / 1000, 3),
+        total_s=round((job.finished_ms - job.created_ms) / 1000, 3),
+        **{name: round(value, 3) for name, value in stages.items()},
+    )
+
+
+class VideoList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VideoDeleted(BaseModel):
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: bool = True
+
+
+def model_card(model: Model) -> dict[str, Any]:
+    """A model in OpenAI's shape, with what it can make."""
+    limits = model.video
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": 0,
+        "owned_by": "reelserve",
+        "aliases": model.aliases,
+        "description": model.description,
+        "licence": model.licence,
+        "modality": "video",
+        "sizes": list(limits.sizes),
+        "default_size": limits.default_size,
+        "seconds": sorted(limits.seconds),
+        "default_seconds": limits.default_seconds,
+        "fps": limits.fps.model_dump(),
+        "steps": limits.steps.model_dump(),
+        "guidance_scale": limits.guidance_scale.model_dump(),
+        "prompt_chars_max": limits.prompt_chars_max,
+    }
+
+
+class KeyCreate(BaseModel):
+    """``POST /v1/admin/keys``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user: Text = Field(description="whom the key speaks for")

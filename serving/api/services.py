@@ -1,0 +1,33 @@
+"""What the routes work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from serving.api.keys import Keys
+from serving.api.settings import ApiSettings
+from serving.jobs.queue import JobQueue
+from serving.media import ArtifactStore
+from serving.plan.catalog import Catalog
+
+
+@dataclass(frozen=True)
+class Services:
+    """One ingress replica's connections. The first model of the catalog is the default one."""
+
+    queue: JobQueue
+    store: ArtifactStore
+    keys: Keys
+    catalog: Catalog
+    settings: ApiSettings
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(services_of)]

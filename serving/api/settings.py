@@ -1,0 +1,17 @@
+"""Limits and switches of the API, from ``REELSERVE_API_…``."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ApiSettings(BaseSettings):
+    """Every bound of a request. The defaults suit one machine and a public frontend."""
+
+    model_config = SettingsConfigDict(env_prefix="REELSERVE_API_", extra="forbid")
+
+    body_bytes_max: int = Field(1 << 20, ge=1024, description="larger bodies are refused unread")
+    queue_max: int = Field(10_000, ge=1, description="jobs that may wait for one model")
+    list_limit_max: int = Field(100, ge=1)
+    presign_s: int = Field(900, ge=10, description="life of a redirect to the object store")

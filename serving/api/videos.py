@@ -1,0 +1,134 @@
+"""``/v1/videos``: submit, look, list, cancel, delete."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+
+from serving.api.auth import UserDep
+from serving.api.body import read_fields, validate
+from serving.api.schemas import Video, VideoCreate, VideoDeleted, VideoList, video_of
+from serving.api.services import Services, ServicesDep
+from serving.jobs.job import Job, State, new_video_id
+from serving.jobs.queue import Place
+from serving.plan.clip import SEED_MAX, ClipSpec
+from serving.plan.errors import InvalidRequest
+from serving.plan.estimate import estimate, poll_after_ms
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"])
+
+CREATE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            kind: {"schema": VideoCreate.model_json_schema()}
+            for kind in ("application/json", "multipart/form-data")
+        },
+    }
+}
+
+
+@router.post("", openapi_extra=CREATE_BODY)
+async def create(
+    request: Request, response: Response, user: UserDep, services: ServicesDep
+) -> Video:
+    """Submit a clip. It is durable once this answers."""
+    wanted = validate(VideoCreate, await read_fields(request))
+    default = next(iter(services.catalog.models))
+    alias = wanted.model or default
+    model = services.catalog.resolve(alias)
+    seed = wanted.seed if wanted.seed is not None else secrets.randbelow(SEED_MAX)
+    spec = ClipSpec.resolve(model, **wanted.model_dump(exclude={"model", "seed"}), seed=seed)
+    job = await services.queue.submit(
+        new_video_id(),
+        user=user,
+        alias=alias,
+        spec=spec,
+        est_device_ms=estimate(model, spec).device_ms,
+        queued_max=services.settings.queue_max,
+    )
+    return await _present(services, job, response)
+
+
+@router.get("")
+async def index(
+    user: UserDep,
+    services: ServicesDep,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> VideoList:
+    """The caller's clips, a page at a time; ``last_id`` is the next page's ``after``."""
+    if limit > services.settings.list_limit_max:
+        raise InvalidRequest(
+            f"'limit' must be from 1 to {services.settings.list_limit_max}.", param="limit"
+        )
+    page = await services.queue.list(
+        user,
+        limit=limit,
+        after=after,
+        newest_first=order == "desc",
+    )
+    videos = [await _present(services, job) for job in page.jobs]
+    return VideoList(
+        data=videos,
+        first_id=videos[0].id if videos else None,
+        last_id=videos[-1].id if videos else None,
+        has_more=page.has_more,
+    )
+
+
+@router.get("/{video_id}")
+async def retrieve(
+    video_id: str, response: Response, user: UserDep, services: ServicesDep
+) -> Video:
+    """A clip's state. One that failed or was cancelled answers 200 and says so."""
+    return await _present(services, await services.queue.get(video_id, user=user), response)
+
+
+@router.post("/{video_id}/cancel")
+async def cancel(video_id: str, user: UserDep, services: ServicesDep) -> Video:
+    """Stop a clip: a queued one at once, a running one at its next step. Safe to repeat."""
+    job = await services.queue.cancel(video_id, user=user)
+    if job.state is not State.CANCELLED:
+        raise InvalidRequest(
+            f"The video has already {job.state}, so there is nothing to cancel.",
+            code="video_already_ended",
+        )
+    return await _present(services, job)
+
+
+@router.delete("/{video_id}")
+async def delete(video_id: str, user: UserDep, services: ServicesDep) -> VideoDeleted:
+    """Remove a clip and its files. One that is still active is cancelled."""
+    # Stop the run, then the files, then the record: whatever fails on the way, the caller can
+    # see the video still and delete it again.
+    await services.queue.cancel(video_id, user=user)
+    await services.store.delete_prefix(video_id)
+    await services.queue.delete(video_id, user=user)
+    return VideoDeleted(id=video_id)
+
+
+async def _present(services: Services, job: Job, response: Response | None = None) -> Video:
+    if job.terminal:
+        return video_of(job, queue_position=None, remaining_ms=None)
+    place = await services.queue.place(job) if job.state is State.QUEUED else None
+    remaining_ms = _remaining_ms(services, job, place)
+    if response is not None:
+        response.headers["openai-poll-after-ms"] = str(poll_after_ms(remaining_ms))
+    return video_of(job, queue_position=place.ahead if place else None, remaining_ms=remaining_ms)
+
+
+def _remaining_ms(services: Services, job: Job, place: Place | None) -> int:
+    """What the replica last said; for a queued job, what runs and waits before it, and itself.
+
+    Jobs ahead are taken to be as long as this one.
+    """
+    model = services.catalog.models.get(job.pool)
+    own_ms = estimate(model, job.spec).total_ms if model else job.est_device_ms
+    if place is None:
+        return job.remaining_ms or own_ms
+    lanes = max(1, len(place.running_ms))
+    return (sum(place.running_ms) + place.ahead * own_ms) // lanes + own_ms

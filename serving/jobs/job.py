@@ -1,0 +1,120 @@
+"""A job, its states, and which state may follow which."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+from serving.plan.clip import ClipSpec
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED})
+ACTIVE = frozenset(State) - TERMINAL
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.IN_PROGRESS, State.CANCELLED, State.EXPIRED, State.FAILED}),
+    # Back to queued is a yield, or a lease that ran out.
+    State.IN_PROGRESS: frozenset(TERMINAL | {State.QUEUED}),
+    **{state: frozenset() for state in TERMINAL},
+}
+
+
+class Phase(StrEnum):
+    """What a replica is doing for a job that is in progress."""
+
+    ENCODE = "encode"
+    DENOISE = "denoise"
+    DECODE = "decode"
+    STORE = "store"
+
+
+PHASES = tuple(Phase)
+
+
+def new_video_id() -> str:
+    """An id nobody can guess: a clip's address is not its protection, but need not help."""
+    return f"video_{secrets.token_hex(16)}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One accepted request, as Redis holds it.
+
+    Set at submission: ``id``, ``user``, ``pool`` (the model's id), ``alias`` (the name the
+    caller used for it), ``spec``, ``est_device_ms``, ``created_ms``, ``seq`` (order of
+    submission). Set by leases: ``fence``, ``attempts``, ``lease_until_ms``, ``replica``,
+    ``started_ms`` (of the first lease). Set by progress: ``phase``, ``step``,
+    ``remaining_ms``. Set at the end: ``finished_ms`` and ``result`` or ``error``.
+    Times are Redis's clock, in milliseconds since the epoch.
+    """
+
+    id: str
+    user: str
+    pool: str
+    alias: str
+    state: State
+    spec: ClipSpec
+    est_device_ms: int
+    created_ms: int
+    seq: int
+    fence: int = 0
+    attempts: int = 0
+    lease_until_ms: int = 0
+    replica: str = ""
+    started_ms: int = 0
+    phase: Phase | None = None
+    step: int = 0
+    remaining_ms: int = 0
+    finished_ms: int = 0
+    result: Mapping[str, Any] = field(default_factory=dict)
+    error: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def terminal(self) -> bool:
+        return self.state in TERMINAL
+
+    @property
+    def progress(self) -> int:
+        """Percent of the denoising done; 100 only when the clip can be downloaded."""
+        if self.state is State.COMPLETED:
+            return 100
+        return min(99, 100 * self.step // self.spec.steps)
+
+    @classmethod
+    def from_hash(cls, raw: Mapping[str, str]) -> Self:
+        """A job from the fields of its Redis hash, as the scripts write them."""
+        return cls(
+            id=raw["id"],
+            user=raw["user"],
+            pool=raw["pool"],
+            alias=raw["alias"],
+            state=State(raw["state"]),
+            spec=ClipSpec.model_validate_json(raw["spec"]),
+            est_device_ms=int(raw["est_device_ms"]),
+            created_ms=int(raw["created_ms"]),
+            seq=int(raw["seq"]),
+            fence=int(raw.get("fence", 0)),
+            attempts=int(raw.get("attempts", 0)),
+            lease_until_ms=int(raw.get("lease_until_ms", 0)),
+            replica=raw.get("replica", ""),
+            started_ms=int(raw.get("started_ms", 0)),
+            phase=Phase(raw["phase"]) if raw.get("phase") else None,
+            step=int(raw.get("step", 0)),
+            remaining_ms=int(raw.get("remaining_ms", 0)),
+            finished_ms=int(raw.get("finished_ms", 0)),
+            result=json.loads(raw.get("result") or "{}"),
+            error=json.loads(raw.get("error") or "{}"),
+        )

@@ -1,0 +1,11 @@
+-- heartbeat(id, fence, pool, lease_ms, phase, step, remaining_ms) -> 1, or 0 when the fence is stale
+-- Called when the run got further, never by a timer alone. Renews the lease from now.
+local id, fence, pool, lease_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+if not fence_holds(id, fence) then
+  return 0
+end
+local until_ms = now_ms() + lease_ms
+redis.call('HSET', key('job', id), 'lease_until_ms', until_ms,
+  'phase', ARGV[5], 'step', ARGV[6], 'remaining_ms', ARGV[7])
+redis.call('ZADD', key('leased', pool), until_ms, id)
+return 1

@@ -1,0 +1,9 @@
+-- yield(id, fence, pool) -> 1, or 0 when the fence is stale
+-- Hands a running job back to its place in the queue. A yield is not an attempt.
+local id, fence, pool = ARGV[1], ARGV[2], ARGV[3]
+if not fence_holds(id, fence) then
+  return 0
+end
+redis.call('HINCRBY', key('job', id), 'attempts', -1)
+requeue(id, pool)
+return 1

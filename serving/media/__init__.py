@@ -1,0 +1,36 @@
+"""Turns frames into files a browser plays, and keeps the files: encode, stills, artifact store.
+
+Knows arrays, bytes and object stores. Must not know jobs, Redis, Ray, HTTP frameworks or torch.
+"""
+
+from serving.media.errors import (
+    ArtifactMissing,
+    EncodeError,
+    MediaError,
+    StoreError,
+    StoreUnavailable,
+)
+from serving.media.frames import Frame, Frames
+from serving.media.stills import Stills, StillsCollector, spritesheet, thumbnail
+from serving.media.store import ArtifactInfo, ArtifactStore, S3Options, open_store
+from serving.media.video import VideoInfo, VideoWriter
+
+__all__ = [
+    "ArtifactInfo",
+    "ArtifactMissing",
+    "ArtifactStore",
+    "EncodeError",
+    "Frame",
+    "Frames",
+    "MediaError",
+    "S3Options",
+    "Stills",
+    "StillsCollector",
+    "StoreError",
+    "StoreUnavailable",
+    "VideoInfo",
+    "VideoWriter",
+    "open_store",
+    "spritesheet",
+    "thumbnail",
+]

@@ -1,0 +1,5 @@
+"""What is asked for and what it costs: catalog, clip specification, estimates, errors.
+
+Plain values and pure functions, so that the simulator can run the production code.
+Imports nothing of ours, and neither torch, Redis, Ray nor HTTP; everyone may import it.
+"""

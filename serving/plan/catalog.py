@@ -1,0 +1,241 @@
+"""The catalog: which models there are, and what each of them can make.
+
+One YAML file per model, under ``deployments/catalog/``; an operator may add a folder of
+their own. A model is declared here once and the API, the replicas and the placement all
+read it. Every mistake is a :class:`ConfigError` that names the file and the field.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from serving.plan.errors import ConfigError, InvalidRequest
+
+SIZE = re.compile(r"^([1-9]\d{0,4})x([1-9]\d{0,4})$")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``"1280x720"`` as (width, height) in pixels; ValueError when it is not a size."""
+    match = SIZE.match(text)
+    if not match:
+        raise ValueError(f"'{text}' is not a size; write WIDTHxHEIGHT, such as 1280x720")
+    return int(match[1]), int(match[2])
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HubWeights(_Strict):
+    """A diffusers repository on the model hub (or a mirror of it)."""
+
+    hub: str
+    revision: str | None = None
+
+
+class PathWeights(_Strict):
+    """A folder written by ``save_pretrained``. ``{models_dir}`` stands for the models folder."""
+
+    path: str
+
+
+class LoadOptions(_Strict):
+    """How the weights are put on the device."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    vae_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    offload: Literal["none", "model", "sequential", "group"] = "none"
+    attention: str | None = Field(
+        None, description="a diffusers attention backend, such as _native_cudnn or flash"
+    )
+    vae_tiling: bool = False
+    prompt_tokens: int = Field(512, ge=1, le=4096, description="every prompt is padded to this")
+
+
+class Size(_Strict):
+    """An output size. ``render`` is the size the model works at when that is smaller."""
+
+    render: Annotated[tuple[int, int], BeforeValidator(lambda v: _size(v))]
+
+
+def _size(value: object) -> object:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+class IntRange(_Strict):
+    default: int
+    min: int
+    max: int
+
+    @model_validator(mode="after")
+    def _ordered(self) -> IntRange:
+        if not self.min <= self.default <= self.max:
+            raise ValueError(f"default {self.default} is not within {self.min} to {self.max}")
+        return self
+
+
+class FloatRange(_Strict):
+    default: float
+    min: float
+    max: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> FloatRange:
+        if not self.min <= self.default <= self.max:
+            raise ValueError(f"default {self.default} is not within {self.min} to {self.max}")
+        return self
+
+
+class VideoLimits(_Strict):
+    """What clips the model makes. The first size and the first duration are the defaults."""
+
+    sizes: dict[str, Size | None] = Field(min_length=1)
+    seconds: list[int] = Field(min_length=1)
+    fps: IntRange
+    steps: IntRange
+    guidance_scale: FloatRange
+    prompt_chars_max: int = Field(2000, ge=1, le=100_000)
+    frame_multiple: int = Field(4, ge=1, description="frames the VAE packs into one latent frame")
+    size_multiple: int = Field(16, ge=1, description="pixels per token side, VAE times patch")
+
+    @model_validator(mode="after")
+    def _renderable(self) -> VideoLimits:
+        for name, size in self.sizes.items():
+            width, height = size.render if size else parse_size(name)
+            if width % self.size_multiple or height % self.size_multiple:
+                raise ValueError(
+                    f"size {name}: {width}x{height} is not a multiple of {self.size_multiple}; "
+                    f"give a 'render' size that is"
+                )
+            if parse_size(name)[0] % 2 or parse_size(name)[1] % 2:
+                raise ValueError(f"size {name}: H.264 needs even sides")
+        return self
+
+    @property
+    def default_size(self) -> str:
+        return next(iter(self.sizes))
+
+    @property
+    def default_seconds(self) -> int:
+        return self.seconds[0]
+
+    def render_size(self, size: str) -> tuple[int, int]:
+        """(width, height) the model works at for an output ``size`` of this catalog entry."""
+        declared = self.sizes[size]
+        return declared.render if declared else parse_size(size)
+
+
+class CostTable(_Strict):
+    """Seconds on the reference device: the estimate of a job before any was measured."""
+
+    encode_s: float = Field(gt=0, description="text encoding and set-up, per job")
+    step_s: float = Field(gt=0, description="fixed part of one denoising step with guidance")
+    step_s_per_ktoken: float = Field(ge=0, description="and for each thousand latent tokens")
+    decode_s_per_mpixel: float = Field(ge=0, description="VAE decode, per million rendered pixels")
+    deliver_s_per_mpixel: float = Field(ge=0, description="H.264 and store, per million output")
+
+
+class Placement(_Strict):
+    """How many replicas run and what each of them takes."""
+
+    replicas: int = Field(1, ge=0, le=1024)
+    num_cpus: float = Field(1, ge=0)
+    num_gpus: float = Field(0, ge=0)
+    slots: int = Field(1, ge=1, le=64, description="jobs resident in one replica at once")
+
+
+class Model(_Strict):
+    """One catalog entry: a pool of replicas that share a queue."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    aliases: list[str] = []
+    family: Literal["wan"]
+    description: str
+    licence: str = ""
+    weights: HubWeights | PathWeights
+    load: LoadOptions = LoadOptions()
+    video: VideoLimits
+    cost: CostTable
+    placement: Placement = Placement()
+
+
+class Catalog:
+    """Models by id and by alias."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self.models: dict[str, Model] = {}
+        self._by_name: dict[str, Model] = {}
+        for model in models:
+            for name in (model.id, *model.aliases):
+                if name in self._by_name:
+                    raise ConfigError(
+                        f"the name '{name}' is declared by both "
+                        f"'{self._by_name[name].id}' and '{model.id}'"
+                    )
+                self._by_name[name] = model
+            self.models[model.id] = model
+
+    def resolve(self, name: str) -> Model:
+        """The model called ``name`` or with that alias; :class:`InvalidRequest` if none."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise InvalidRequest(
+                f"The model '{name[:64]}' is not served here. "
+                f"Models: {', '.join(sorted(self._by_name))}.",
+                code="model_not_found",
+                param="model",
+            ) from None
+
+    def only(self, ids: Iterable[str]) -> Catalog:
+        """A catalog of just these models, in this order; ConfigError for an unknown one."""
+        chosen = []
+        for name in ids:
+            if name not in self.models:
+                raise ConfigError(
+                    f"no model '{name}' in the catalog; there are {', '.join(sorted(self.models))}"
+                )
+            chosen.append(self.models[name])
+        return Catalog(chosen)
+
+
+def load_catalog(folders: Iterable[Path]) -> Catalog:
+    """Read every ``*.yaml`` of the folders. A later folder's entry replaces an earlier one's."""
+    entries: dict[str, Model] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"the catalog folder {folder} does not exist")
+        for file in sorted(folder.glob("*.yaml")):
+            model = load_model(file)
+            entries[model.id] = model
+    return Catalog(entries.values())
+
+
+def load_model(file: Path) -> Model:
+    """One catalog file; ConfigError names the file, the field and what is allowed."""
+    try:
+        raw = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not YAML: {error}") from error
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{file}: expected a mapping with the model's fields")
+    try:
+        return Model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{file}: {where}: {first['msg']}") from error

@@ -1,0 +1,154 @@
+"""What one job is asked to make, with every default filled in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+from serving.plan.catalog import Model, parse_size
+from serving.plan.errors import InvalidRequest
+
+SEED_MAX = 2**53 - 1
+"""Seeds survive JSON and Lua, which both hold integers exactly only up to here."""
+
+
+class ClipSpec(BaseModel):
+    """A complete, validated description of one clip: the same spec makes the same bytes.
+
+    ``width`` and ``height`` are the output's; the model works at ``render_width`` x
+    ``render_height`` and the encoder scales. ``frames`` is what the clip shows; the model
+    makes ``render_frames``, which its VAE can pack, and the surplus is dropped.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    prompt: str
+    negative_prompt: str = ""
+    seconds: int
+    fps: int
+    width: int
+    height: int
+    render_width: int
+    render_height: int
+    steps: int
+    guidance_scale: float
+    seed: int
+
+    @property
+    def frames(self) -> int:
+        return self.seconds * self.fps
+
+    @property
+    def size(self) -> str:
+        return f"{self.width}x{self.height}"
+
+    def render_frames(self, frame_multiple: int) -> int:
+        """Frames the model makes: one more than a multiple of the VAE's temporal packing."""
+        return math.ceil((self.frames - 1) / frame_multiple) * frame_multiple + 1
+
+    def tokens(self, model: Model) -> int:
+        """Latent tokens of one row of the transformer."""
+        limits = model.video
+        latent_frames = (self.render_frames(limits.frame_multiple) - 1) // limits.frame_multiple + 1
+        side = limits.size_multiple
+        return latent_frames * (self.render_width // side) * (self.render_height // side)
+
+    @classmethod
+    def resolve(
+        cls,
+        model: Model,
+        *,
+        prompt: str,
+        seed: int,
+        negative_prompt: str | None = None,
+        seconds: int | None = None,
+        size: str | None = None,
+        fps: int | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> Self:
+        """Fill in the model's defaults and hold every value to its limits.
+
+        Raises :class:`InvalidRequest` with the offending ``param`` and what is allowed.
+        """
+        for mistake in _mistakes(
+            model,
+            {
+                "prompt": prompt,
+                "negative_prompt": negative_prompt,
+                "seconds": seconds,
+                "size": size,
+                "fps": fps,
+                "steps": steps,
+                "guidance_scale": guidance_scale,
+                "seed": seed,
+            },
+        ):
+            raise mistake
+        limits = model.video
+        size = size or limits.default_size
+        width, height = parse_size(size)
+        render_width, render_height = limits.render_size(size)
+        return cls(
+            model=model.id,
+            prompt=prompt,
+            negative_prompt=negative_prompt or "",
+            seconds=seconds or limits.default_seconds,
+            fps=fps if fps is not None else limits.fps.default,
+            width=width,
+            height=height,
+            render_width=render_width,
+            render_height=render_height,
+            steps=steps if steps is not None else limits.steps.default,
+            guidance_scale=(
+                guidance_scale if guidance_scale is not None else limits.guidance_scale.default
+            ),
+            seed=seed,
+        )
+
+
+def _mistakes(model: Model, given: Mapping[str, object]) -> Iterator[InvalidRequest]:
+    limits = model.video
+    for name in ("prompt", "negative_prompt"):
+        text = given[name]
+        if text is not None and len(str(text)) > limits.prompt_chars_max:
+            yield InvalidRequest(
+                f"'{name}' has {len(str(text))} characters; "
+                f"the model '{model.id}' takes at most {limits.prompt_chars_max}.",
+                code="string_too_long",
+                param=name,
+            )
+    if not str(given["prompt"]).strip():
+        yield InvalidRequest("'prompt' is empty; say what the clip shows.", param="prompt")
+    if given["size"] is not None and given["size"] not in limits.sizes:
+        yield InvalidRequest(
+            f"'size' {str(given['size'])[:32]!r} is not supported by '{model.id}'. "
+            f"Supported: {', '.join(limits.sizes)}.",
+            code="unsupported_size",
+            param="size",
+        )
+    if given["seconds"] is not None and given["seconds"] not in limits.seconds:
+        yield InvalidRequest(
+            f"'seconds' {given['seconds']} is not supported by '{model.id}'. "
+            f"Supported: {', '.join(map(str, limits.seconds))}.",
+            code="unsupported_seconds",
+            param="seconds",
+        )
+    for name, low, high in (
+        ("fps", limits.fps.min, limits.fps.max),
+        ("steps", limits.steps.min, limits.steps.max),
+        ("guidance_scale", limits.guidance_scale.min, limits.guidance_scale.max),
+        ("seed", 0, SEED_MAX),
+    ):
+        value = given[name]
+        # "not within" rather than "below or above": a NaN is neither.
+        if isinstance(value, int | float) and not low <= value <= high:
+            yield InvalidRequest(
+                f"'{name}' must be from {low} to {high}, not {value}.",
+                code="out_of_range",
+                param=name,
+            )

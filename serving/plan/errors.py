@@ -1,0 +1,152 @@
+"""Every error this project raises on purpose.
+
+    ReelserveError
+    ├── RequestError              the caller can mend it; nothing was written
+    │   ├── InvalidRequest        400  a field is wrong; ``param`` names it
+    │   ├── NotAuthenticated      401  no key, or a key nobody knows
+    │   ├── NotPermitted          403  a key that may not do this
+    │   ├── NotFound              404  no such thing, or it belongs to somebody else
+    │   ├── PayloadTooLarge       413  the body is larger than the limit
+    │   └── QueueFull             429  the pool holds as many jobs as it may
+    ├── ServiceUnavailable        503  a part we need is away; try again
+    ├── GenerationError           ends a job as failed; never an HTTP error
+    │   ├── ModelFailed           the model raised while it made this clip
+    │   ├── InvalidOutput         the model made something that is not a picture
+    │   ├── DeliveryFailed        the clip could not be encoded or stored
+    │   ├── ReplicaLost           every attempt ended with the replica gone
+    │   └── Cancelled             its owner did not want it any more
+    ├── StaleLease                the job is no longer ours; drop it and write nothing
+    └── ConfigError               a file or setting is wrong; it says which and how
+
+An error knows its HTTP status, its stable ``code``, and whether the same request may
+succeed later (``retryable``). Clients switch on ``code``; the message is for people.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ReelserveError(Exception):
+    """Base of the tree. ``message`` says what happened and what to do about it."""
+
+    status: ClassVar[int] = 500
+    code: str = "internal_error"
+    kind: ClassVar[str] = "server_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class RequestError(ReelserveError):
+    """The caller can mend it: nothing was written."""
+
+    status = 400
+    kind = "invalid_request_error"
+
+
+class InvalidRequest(RequestError):
+    """A field is missing, unknown, or has a value that is not allowed."""
+
+    code = "invalid_value"
+
+
+class NotAuthenticated(RequestError):
+    """No key was sent, or nobody knows the key."""
+
+    status = 401
+    code = "invalid_api_key"
+    kind = "authentication_error"
+
+
+class NotPermitted(RequestError):
+    """The key is known and may not do this."""
+
+    status = 403
+    code = "permission_denied"
+    kind = "permission_error"
+
+
+class NotFound(RequestError):
+    """No such thing for this caller: somebody else's is reported the same way."""
+
+    status = 404
+    code = "not_found"
+
+
+class PayloadTooLarge(RequestError):
+    """The body is larger than the configured limit."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class QueueFull(RequestError):
+    """The pool's queue is at its bound."""
+
+    status = 429
+    code = "queue_full"
+    kind = "rate_limit_error"
+    retryable = True
+
+
+class ServiceUnavailable(ReelserveError):
+    """Something we depend on does not answer. Nothing was half written."""
+
+    status = 503
+    code = "service_unavailable"
+    retryable = True
+
+
+class GenerationError(ReelserveError):
+    """Ends a job as failed. It is stored on the job and answered with status 200."""
+
+    code = "generation_failed"
+    kind = "generation_error"
+
+
+class ModelFailed(GenerationError):
+    """The model raised while it made this clip."""
+
+    code = "model_failed"
+
+
+class InvalidOutput(GenerationError):
+    """The latents or the frames are not finite numbers."""
+
+    code = "invalid_output"
+
+
+class DeliveryFailed(GenerationError):
+    """The clip was made and could not be encoded or stored."""
+
+    code = "delivery_failed"
+
+
+class ReplicaLost(GenerationError):
+    """Every attempt ended with the replica gone."""
+
+    code = "replica_lost"
+
+
+class Cancelled(GenerationError):
+    """Its owner did not want it any more."""
+
+    code = "cancelled"
+
+
+class StaleLease(ReelserveError):
+    """The fence is old: the job was cancelled, deleted, or given to another replica."""
+
+    code = "stale_lease"
+
+
+class ConfigError(ReelserveError):
+    """A file or a setting is wrong. The message names it and says what is allowed."""
+
+    code = "config_error"

@@ -1,0 +1,68 @@
+"""Fixtures every test may use: a real Redis of each supported version, a tiny real model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from deployments.redis_server import RedisServer
+from deployments.settings import StackSettings
+from serving.jobs.queue import JobQueue
+from serving.plan.catalog import Model
+from tests import tools
+
+REDIS_VERSIONS = ("6.2", "7")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Continuous integration tolerates no skipped test: it would look like a passed one."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("REELSERVE_FORBID_SKIPS") and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session", params=REDIS_VERSIONS)
+def redis_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RedisServer]:
+    """A running redis-server with the settings of production; each test runs on each version."""
+    binary = tools.redis_servers()[request.param]
+    server = RedisServer(tmp_path_factory.mktemp("redis"), str(binary.path))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest_asyncio.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """A client for an empty database."""
+    client: Redis = Redis.from_url(redis_server.url, decode_responses=True)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def queue(redis: Redis) -> JobQueue:
+    return JobQueue(redis)
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Model:
+    """The demo model's catalog entry."""
+    return StackSettings().catalog().resolve("demo-wan")
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder that holds the demo checkpoint."""
+    from serving.models.demo import build_demo
+
+    folder = tmp_path_factory.mktemp("models")
+    build_demo(folder / "demo-wan")
+    return folder

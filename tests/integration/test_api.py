@@ -1,0 +1,498 @@
+"""The API over a real Redis and a real store; the replica's part is played by the test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from serving.api import ApiSettings, Services, create_app
+from serving.api.keys import Keys
+from serving.jobs.job import Phase
+from serving.jobs.queue import CELL, JobQueue
+from serving.media import ArtifactStore, open_store
+from serving.plan.catalog import Catalog, Model
+from serving.plan.errors import ModelFailed
+from tests.jobs import LEASE_MS, leased
+
+pytestmark = pytest.mark.asyncio
+
+ADMIN = "the-admin-key"
+CLIP = bytes(range(256)) * 4000
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return open_store(tmp_path.as_uri())
+
+
+@asynccontextmanager
+async def serving(services: Services) -> AsyncIterator[httpx.AsyncClient]:
+    def connect(settings: ApiSettings) -> AbstractAsyncContextManager[Services]:
+        @asynccontextmanager
+        async def open_them() -> AsyncIterator[Services]:
+            yield services
+
+        return open_them()
+
+    app = create_app(connect, services.settings)
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def services(redis: Redis, store: ArtifactStore, demo_model: Model) -> Services:
+    return Services(
+        queue=JobQueue(redis),
+        store=store,
+        keys=Keys(redis, CELL, SecretStr(ADMIN)),
+        catalog=Catalog([demo_model]),
+        settings=ApiSettings(body_bytes_max=100_000, queue_max=5),
+    )
+
+
+@pytest_asyncio.fixture
+async def anyone(services: Services) -> AsyncIterator[httpx.AsyncClient]:
+    """A client without a key."""
+    async with serving(services) as client:
+        yield client
+
+
+@pytest_asyncio.fixture
+async def ann(anyone: httpx.AsyncClient, services: Services) -> httpx.AsyncClient:
+    """A client with ann's key."""
+    _, key = await services.keys.create("ann")
+    anyone.headers["authorization"] = f"Bearer {key}"
+    return anyone
+
+
+async def create(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
+    answer = await client.post("/v1/videos", json={"prompt": "a red ball", **fields})
+    assert answer.status_code == 200, answer.text
+    video: dict[str, Any] = answer.json()
+    return video
+
+
+async def complete(services: Services) -> str:
+    """Play the replica: lease the next job, store a clip, finish."""
+    job = await leased(services.queue)
+    artifacts = {
+        "video": ("video.mp4", "video/mp4", CLIP),
+        "thumbnail": ("thumbnail.jpg", "image/jpeg", b"thumb"),
+        "spritesheet": ("spritesheet.jpg", "image/jpeg", b"sheet"),
+    }
+    result: dict[str, Any] = {"artifacts": {}, "stages": {}}
+    for variant, (name, kind, data) in artifacts.items():
+        key = f"{job.id}/{job.fence}/{name}"
+        await services.store.put_bytes(key, data, kind)
+        result["artifacts"][variant] = {"key": key, "content_type": kind, "size_bytes": len(data)}
+    result["stages"] = {"encode_s": 0.1, "denoise_s": 0.2, "decode_s": 0.3, "store_s": 0.4}
+    await services.queue.complete(job, result)
+    return job.id
+
+
+def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+# Creating.
+
+
+async def test_json_with_every_field(ann: httpx.AsyncClient) -> None:
+    fields = {
+        "model": "demo-wan",
+        "seconds": 2,
+        "size": "128x128",
+        "seed": 5,
+        "negative_prompt": "blur",
+        "steps": 7,
+        "guidance_scale": 2.5,
+        "fps": 10,
+    }
+    video = await create(ann, **fields)
+    assert {name: video[name] for name in fields} == {**fields, "seconds": "2"}
+    assert (video["object"], video["status"], video["progress"]) == ("video", "queued", 0)
+    assert video["id"].startswith("video_")
+
+
+@pytest.mark.parametrize("kind", ["multipart", "urlencoded"])
+async def test_forms_carry_the_same_fields_as_text(ann: httpx.AsyncClient, kind: str) -> None:
+    fields = {"prompt": "x", "seconds": "2", "seed": "5", "guidance_scale": "2.5"}
+    if kind == "multipart":
+        answer = await ann.post("/v1/videos", files={k: (None, v) for k, v in fields.items()})
+    else:
+        answer = await ann.post("/v1/videos", data=fields)
+    video = answer.json()
+    assert (video["seconds"], video["seed"], video["guidance_scale"]) == ("2", 5, 2.5)
+
+
+async def test_an_alias_is_echoed_as_the_model(ann: httpx.AsyncClient) -> None:
+    assert (await create(ann, model="sora-2"))["model"] == "sora-2"
+    assert (await create(ann))["model"] == "demo-wan"
+
+
+async def test_a_seed_is_drawn_when_none_is_given(ann: httpx.AsyncClient) -> None:
+    assert (await create(ann))["seed"] != (await create(ann))["seed"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param", "says"),
+    [
+        ({"promptt": "x"}, "unknown_parameter", "promptt", "prompt, model, seconds"),
+        ({"size": "1x1"}, "unsupported_size", "size", "1280x720"),
+        ({"seconds": 5}, "unsupported_seconds", "seconds", "8, 12"),
+        ({"model": "sora-9"}, "model_not_found", "model", "demo-wan"),
+        ({"steps": 2001}, "out_of_range", "steps", "2000"),
+        ({"prompt": "x" * 3000}, "string_too_long", "prompt", "2000"),
+        ({"prompt": None}, "invalid_value", "prompt", "string"),
+    ],
+)
+async def test_a_mistake_is_400_and_says_what_is_allowed(
+    ann: httpx.AsyncClient, fields: dict[str, Any], code: str, param: str, says: str
+) -> None:
+    error = error_of(await ann.post("/v1/videos", json={"prompt": "x", **fields}), 400)
+    assert (error["code"], error["param"]) == (code, param)
+    assert says in error["message"]
+    assert (await ann.get("/v1/videos")).json()["data"] == []
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"3", b"\xff\xfe", b"[" * 50_000])
+async def test_a_body_that_is_no_object_is_400(ann: httpx.AsyncClient, body: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    error = error_of(await ann.post("/v1/videos", content=body, headers=headers), 400)
+    assert error["code"] == "invalid_json"
+
+
+async def test_a_file_says_that_no_model_takes_one(ann: httpx.AsyncClient) -> None:
+    files = {"input_reference": ("a.png", b"png", "image/png")}
+    error = error_of(await ann.post("/v1/videos", data={"prompt": "x"}, files=files), 400)
+    assert (error["code"], error["param"]) == ("unsupported_parameter", "input_reference")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+async def test_a_body_over_the_limit_is_413(
+    ann: httpx.AsyncClient, chunked: bool, kind: str
+) -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n'
+        for _ in range(200):
+            yield b"x" * 1000
+
+    content = stream() if chunked else b"x" * 200_000
+    answer = await ann.post("/v1/videos", content=content, headers={"content-type": kind})
+    error = error_of(answer, 413)
+    assert (error["code"], "100000 bytes" in error["message"]) == ("request_too_large", True)
+
+
+async def test_a_full_queue_is_429_with_a_time_to_come_back(ann: httpx.AsyncClient) -> None:
+    for _ in range(5):
+        await create(ann)
+    answer = await ann.post("/v1/videos", json={"prompt": "x"})
+    assert error_of(answer, 429)["code"] == "queue_full"
+    assert int(answer.headers["retry-after"]) > 0
+
+
+# Who may.
+
+
+@pytest.mark.parametrize(
+    "header", [None, "Bearer nonsense", "Bearer rsk_000000000000_" + "0" * 40, "Basic x"]
+)
+async def test_no_key_or_a_wrong_key_is_401(anyone: httpx.AsyncClient, header: str | None) -> None:
+    headers = {"authorization": header} if header else {}
+    for method, path in (
+        ("POST", "/v1/videos"),
+        ("GET", "/v1/videos"),
+        ("GET", "/v1/videos/video_x"),
+        ("GET", "/v1/videos/video_x/content"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/status"),
+        ("POST", "/v1/admin/keys"),
+    ):
+        error = error_of(await anyone.request(method, path, headers=headers), 401)
+        assert error["type"] == "authentication_error"
+
+
+async def test_another_users_video_is_404_everywhere(
+    ann: httpx.AsyncClient, services: Services
+) -> None:
+    await create(ann)
+    video_id = await complete(services)
+    _, key = await services.keys.create("bob")
+    bob = {"authorization": f"Bearer {key}"}
+    for method, path in (
+        ("GET", ""),
+        ("GET", "/content"),
+        ("POST", "/cancel"),
+        ("DELETE", ""),
+    ):
+        answer = await ann.request(method, f"/v1/videos/{video_id}{path}", headers=bob)
+        assert error_of(answer, 404)["code"] == "video_not_found"
+    assert (await ann.get("/v1/videos", headers=bob)).json()["data"] == []
+    assert (await ann.get(f"/v1/videos/{video_id}")).json()["status"] == "completed"
+
+
+async def test_keys_are_made_listed_and_revoked_by_the_admin_alone(
+    ann: httpx.AsyncClient,
+) -> None:
+    assert error_of(await ann.post("/v1/admin/keys", json={"user": "x"}), 403)
+    admin = {"authorization": f"Bearer {ADMIN}"}
+    made = (await ann.post("/v1/admin/keys", json={"user": "carl"}, headers=admin)).json()
+    carl = {"authorization": f"Bearer {made['key']}"}
+    assert (await ann.get("/v1/videos", headers=carl)).status_code == 200
+    listed = (await ann.get("/v1/admin/keys", headers=admin)).json()["data"]
+    assert {key["user"] for key in listed} == {"ann", "carl"}
+    assert made["key"] not in json.dumps(listed)
+    by_text = await ann.delete(f"/v1/admin/keys/{made['key']}", headers=admin)
+    assert made["key"] not in by_text.text
+    assert error_of(by_text, 404)["code"] == "key_not_found"
+    gone = await ann.delete(f"/v1/admin/keys/{made['id']}", headers=admin)
+    assert gone.json() == {"object": "api_key.deleted", "id": made["id"], "deleted": True}
+    assert (await ann.get("/v1/videos", headers=carl)).status_code == 401
+    again = await ann.delete(f"/v1/admin/keys/{made['id']}", headers=admin)
+    assert error_of(again, 404)["code"] == "key_not_found"
+    bad = await ann.post("/v1/admin/keys", json={"user": "a b"}, headers=admin)
+    assert error_of(bad, 400)["param"] == "user"
+
+
+async def test_the_stored_admin_key_works_until_one_is_configured(redis: Redis) -> None:
+    stored = Keys(redis, CELL)
+    key = await stored.make_admin_key()
+    assert key is not None
+    assert await stored.make_admin_key() is None
+    assert await stored.is_admin(key)
+    assert not await stored.is_admin("")
+    assert not await Keys(redis, CELL, SecretStr(ADMIN)).is_admin(key)
+
+
+# Looking.
+
+
+async def test_a_running_video_shows_where_it_is(
+    ann: httpx.AsyncClient, services: Services
+) -> None:
+    await create(ann, steps=4, model="demo-wan")
+    second = await create(ann)
+    assert second["queue_position"] == 1
+    alone_s = second["eta_seconds"] / 2
+    job = await leased(services.queue)
+    await services.queue.heartbeat(
+        job, lease_ms=LEASE_MS, phase=Phase.DENOISE, step=2, remaining_ms=24_000
+    )
+    answer = await ann.get(f"/v1/videos/{job.id}")
+    video = answer.json()
+    assert (video["status"], video["progress"], video["phase"]) == ("in_progress", 50, "denoise")
+    assert (video["eta_seconds"], answer.headers["openai-poll-after-ms"]) == (24.0, "2000")
+    # The one behind waits for what runs, then for itself.
+    behind = (await ann.get(f"/v1/videos/{second['id']}")).json()
+    assert behind["queue_position"] == 0
+    assert behind["eta_seconds"] == pytest.approx(24.0 + alone_s, abs=0.2)
+
+
+async def test_a_failed_video_is_200_and_says_why(
+    ann: httpx.AsyncClient, services: Services
+) -> None:
+    await create(ann)
+    job = await leased(services.queue)
+    await services.queue.fail(job, ModelFailed("try fewer steps"))
+    answer = await ann.get(f"/v1/videos/{job.id}")
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "failed"
+    assert answer.json()["error"] == {"code": "model_failed", "message": "try fewer steps"}
+    content = await ann.get(f"/v1/videos/{job.id}/content")
+    assert error_of(content, 400)["code"] == "video_has_no_content"
+
+
+async def test_a_completed_video_has_its_timings(
+    ann: httpx.AsyncClient, services: Services
+) -> None:
+    await create(ann)
+    video = (await ann.get(f"/v1/videos/{await complete(services)}")).json()
+    assert (video["status"], video["progress"], video["size_bytes"]) == (
+        "completed",
+        100,
+        len(CLIP),
+    )
+    assert video["completed_at"] >= video["created_at"]
+    assert set(video["timings"]) == {
+        "queued_s",
+        "encode_s",
+        "denoise_s",
+        "decode_s",
+        "store_s",
+        "total_s",
+    }
+
+
+async def test_listing_in_pages(ann: httpx.AsyncClient) -> None:
+    ids = [(await create(ann))["id"] for _ in range(3)]
+    page = (await ann.get("/v1/videos", params={"limit": 2})).json()
+    assert [video["id"] for video in page["data"]] == ids[:0:-1]
+    assert (page["object"], page["has_more"]) == ("list", True)
+    assert (page["first_id"], page["last_id"]) == (ids[2], ids[1])
+    rest = (await ann.get("/v1/videos", params={"limit": 2, "after": page["last_id"]})).json()
+    assert ([video["id"] for video in rest["data"]], rest["has_more"]) == ([ids[0]], False)
+    ascending = (await ann.get("/v1/videos", params={"order": "asc"})).json()
+    assert [video["id"] for video in ascending["data"]] == ids
+    for limit in (0, 101):
+        answer = await ann.get("/v1/videos", params={"limit": limit})
+        assert error_of(answer, 400)["param"] == "limit"
+    assert error_of(await ann.get("/v1/videos", params={"order": "x"}), 400)["param"] == "order"
+
+
+async def test_models_say_what_they_can_make(ann: httpx.AsyncClient) -> None:
+    (model,) = (await ann.get("/v1/models")).json()["data"]
+    assert (model["id"], model["object"]) == ("demo-wan", "model")
+    assert "1280x720" in model["sizes"]
+    assert 4 in model["seconds"]
+    assert model["steps"] == {"default": 20, "min": 1, "max": 2000}
+    assert (await ann.get("/v1/models/sora-2")).json() == model
+    assert error_of(await ann.get("/v1/models/none"), 404)["code"] == "model_not_found"
+
+
+# Content.
+
+
+@pytest_asyncio.fixture
+async def content_url(ann: httpx.AsyncClient, services: Services) -> str:
+    await create(ann)
+    return f"/v1/videos/{await complete(services)}/content"
+
+
+async def test_three_variants_with_their_types(ann: httpx.AsyncClient, content_url: str) -> None:
+    for variant, kind, data in (
+        ("video", "video/mp4", CLIP),
+        ("thumbnail", "image/jpeg", b"thumb"),
+        ("spritesheet", "image/jpeg", b"sheet"),
+    ):
+        answer = await ann.get(content_url, params={"variant": variant})
+        assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
+        assert answer.content == data
+    assert error_of(await ann.get(content_url, params={"variant": "gif"}), 400)["param"]
+
+
+async def test_ranges_and_revalidation(ann: httpx.AsyncClient, content_url: str) -> None:
+    whole = await ann.get(content_url)
+    etag = whole.headers["etag"]
+    assert (whole.content, whole.headers["accept-ranges"]) == (CLIP, "bytes")
+    part = await ann.get(content_url, headers={"range": "bytes=1000-1999"})
+    assert (part.status_code, part.content) == (206, CLIP[1000:2000])
+    assert part.headers["content-range"] == f"bytes 1000-1999/{len(CLIP)}"
+    tail = await ann.get(content_url, headers={"range": "bytes=-5", "if-range": etag})
+    assert (tail.status_code, tail.content) == (206, CLIP[-5:])
+    changed = await ann.get(content_url, headers={"range": "bytes=-5", "if-range": '"other"'})
+    assert (changed.status_code, changed.content) == (200, CLIP)
+    outside = await ann.get(content_url, headers={"range": f"bytes={len(CLIP)}-"})
+    assert (outside.status_code, outside.headers["content-range"]) == (416, f"bytes */{len(CLIP)}")
+    same = await ann.get(content_url, headers={"if-none-match": etag})
+    assert (same.status_code, same.content) == (304, b"")
+    head = await ann.head(content_url)
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(CLIP)))
+
+
+async def test_content_before_the_end_is_refused(ann: httpx.AsyncClient) -> None:
+    video = await create(ann)
+    error = error_of(await ann.get(f"/v1/videos/{video['id']}/content"), 400)
+    assert error["code"] == "video_not_ready"
+
+
+# Ending.
+
+
+async def test_cancel_and_delete(
+    ann: httpx.AsyncClient, services: Services, store: ArtifactStore
+) -> None:
+    video_id = (await create(ann))["id"]
+    for _ in range(2):
+        video = (await ann.post(f"/v1/videos/{video_id}/cancel")).json()
+        assert (video["status"], video["error"]["code"]) == ("cancelled", "cancelled")
+    await create(ann)
+    done = await complete(services)
+    late = await ann.post(f"/v1/videos/{done}/cancel")
+    assert error_of(late, 400)["code"] == "video_already_ended"
+    deleted = (await ann.delete(f"/v1/videos/{done}")).json()
+    assert deleted == {"id": done, "object": "video.deleted", "deleted": True}
+    assert [info.key async for info in store.list()] == []
+    assert error_of(await ann.get(f"/v1/videos/{done}"), 404)
+
+
+# Operation.
+
+
+async def test_probes_metrics_and_docs_need_no_key(anyone: httpx.AsyncClient) -> None:
+    assert (await anyone.get("/healthz")).json() == {"status": "ok"}
+    assert (await anyone.get("/readyz")).json() == {"status": "ready"}
+    assert (await anyone.get("/docs")).status_code == 200
+    paths = (await anyone.get("/openapi.json")).json()["paths"]
+    body = paths["/v1/videos"]["post"]["requestBody"]["content"]
+    assert set(body) == {"application/json", "multipart/form-data"}
+
+
+async def test_metrics_count_what_happened(ann: httpx.AsyncClient, services: Services) -> None:
+    await create(ann)
+    await complete(services)
+    await create(ann)
+    text = (await ann.get("/metrics")).text
+    assert 'reelserve_jobs_queued{model="demo-wan"} 1.0' in text
+    assert 'reelserve_jobs_in_progress{model="demo-wan"} 0.0' in text
+    assert 'reelserve_jobs_ended_total{model="demo-wan",status="completed"} 1.0' in text
+
+
+async def test_status_shows_each_pool(ann: httpx.AsyncClient) -> None:
+    await create(ann)
+    pool = (await ann.get("/v1/status")).json()["pools"]["demo-wan"]
+    assert (pool["queued"], pool["in_progress"], pool["ended"]) == (1, 0, {})
+    admin = {"authorization": f"Bearer {ADMIN}"}
+    assert (await ann.get("/v1/status", headers=admin)).json()["pools"]["demo-wan"] == pool
+
+
+async def test_every_answer_names_its_request(ann: httpx.AsyncClient) -> None:
+    for path in ("/healthz", "/nowhere", "/v1/videos/video_x"):
+        answer = await ann.get(path)
+        assert answer.headers["x-request-id"].startswith("req_")
+    assert error_of(await ann.get("/nowhere"), 404)["code"] == "not_found"
+    assert error_of(await ann.put("/v1/videos"), 405)["code"] == "method_not_allowed"
+
+
+async def test_redis_away_is_503_and_not_ready(
+    services: Services, store: ArtifactStore, demo_model: Model
+) -> None:
+    away: Redis = Redis(port=1, decode_responses=True)
+    lost = Services(JobQueue(away), store, Keys(away, CELL), services.catalog, services.settings)
+    async with serving(lost) as client:
+        headers = {"authorization": "Bearer rsk_000000000000_" + "0" * 40}
+        for path in ("/readyz", "/metrics", "/v1/videos"):
+            answer = await client.get(path, headers=headers)
+            assert error_of(answer, 503)["code"] == "service_unavailable"
+            assert int(answer.headers["retry-after"]) > 0
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_a_defect_is_500_with_a_request_id_and_no_details(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: JobQueue) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(JobQueue, "ping", broken)
+    async with serving(services) as client:
+        answer = await client.get("/readyz")
+    error = error_of(answer, 500)
+    assert answer.headers["x-request-id"] in error["message"]
+    assert "secret" not in answer.text

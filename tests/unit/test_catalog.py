@@ -1,0 +1,82 @@
+"""The catalog says what it means, and says where it is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deployments.settings import StackSettings
+from serving.plan.catalog import Catalog, Model, load_catalog, load_model
+from serving.plan.errors import ConfigError, InvalidRequest
+
+BUILTIN = Path(__file__).parents[2] / "deployments" / "catalog"
+
+
+def entry(**changes: object) -> dict[str, object]:
+    raw: dict[str, object] = yaml.safe_load((BUILTIN / "demo-wan.yaml").read_text())
+    return {**raw, **changes}
+
+
+def write(folder: Path, raw: object) -> Path:
+    file = folder / "model.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    return file
+
+
+def test_every_shipped_entry_is_valid() -> None:
+    catalog = load_catalog([BUILTIN])
+    assert {"demo-wan", "wan2.1-t2v-1.3b", "wan2.2-ti2v-5b"} <= set(catalog.models)
+
+
+def test_an_alias_is_the_model(demo_model: Model) -> None:
+    catalog = Catalog([demo_model])
+    assert catalog.resolve("sora-2") is catalog.resolve("demo-wan")
+
+
+def test_an_unknown_name_lists_the_known_ones(demo_model: Model) -> None:
+    with pytest.raises(InvalidRequest, match="Models: demo-wan, sora-2") as caught:
+        Catalog([demo_model]).resolve("sora-9")
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"famly": "wan"}, "famly"),
+        ({"family": "sora"}, "family"),
+        ({"weights": {"path": 3}}, "weights"),
+        ({"cost": {"encode_s": -1}}, "cost.encode_s"),
+        ({"video": {**entry()["video"], "sizes": {"100x100": None}}}, "size 100x100"),  # type: ignore[dict-item]
+        ({"video": {**entry()["video"], "sizes": {"99x96": {"render": "96x96"}}}}, "even sides"),  # type: ignore[dict-item]
+        ({"video": {**entry()["video"], "steps": {"default": 9, "min": 1, "max": 5}}}, "steps"),  # type: ignore[dict-item]
+    ],
+)
+def test_a_mistake_names_the_file_and_the_field(
+    tmp_path: Path, changes: dict[str, object], where: str
+) -> None:
+    file = write(tmp_path, entry(**changes))
+    with pytest.raises(ConfigError) as caught:
+        load_model(file)
+    assert str(file) in caught.value.message
+    assert where in caught.value.message
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "model.yaml"
+    file.write_text("id: [")
+    with pytest.raises(ConfigError, match=r"model\.yaml: not YAML"):
+        load_model(file)
+
+
+def test_two_models_may_not_share_a_name(demo_model: Model) -> None:
+    other = demo_model.model_copy(update={"id": "other"})
+    with pytest.raises(ConfigError, match="'sora-2' is declared by both 'demo-wan' and 'other'"):
+        Catalog([demo_model, other])
+
+
+def test_an_operators_folder_replaces_a_shipped_entry(tmp_path: Path) -> None:
+    write(tmp_path, entry(description="mine"))
+    settings = StackSettings(catalog_dirs=[tmp_path])
+    assert settings.catalog().models["demo-wan"].description == "mine"
