@@ -1,41 +1,116 @@
-"""The Ray Serve application: one ingress deployment, and one deployment per model."""
+"""The Ray Serve application: one ingress deployment, and one deployment per model.
+
+It is always deployed from a serve config, on one machine as on Kubernetes: only then does Serve
+know what changed, and replaces no replica because of another's number.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
 from ray import serve
 from ray.serve import Application
+from ray.serve.schema import ServeDeploySchema
 
 from deployments.ingress import Ingress
-from deployments.replica import DRAIN_S, ModelReplica
+from deployments.replica import ModelReplica
 from deployments.settings import StackSettings
 from serving.plan.catalog import Model
+from serving.plan.errors import ConfigError
+from serving.plan.estimate import drain_s
 
 APP_NAME = "reelserve"
 INGRESS_ONGOING_MAX = 20_000
 """Idle clients (streams, long polls) count as ongoing; Serve's default of 5 would starve all."""
+POLL_S = 0.2
 
 
-def build(settings: StackSettings) -> Application:
-    """The application for these settings, ready for ``serve.run``."""
+def build(args: Mapping[str, str]) -> Application:
+    """What the config's ``import_path`` names. Serve calls it in a process of the cluster."""
+    catalog = StackSettings.load().catalog()
+    pools = [
+        serve.deployment(name=model.id)(ModelReplica).bind(model.id)
+        for model in catalog.models.values()
+    ]
+    return serve.deployment(name="ingress")(serve.ingress()(Ingress)).bind(pools)
+
+
+def serve_config(settings: StackSettings) -> dict[str, Any]:
+    """The serve config for these settings: how many replicas, and what each may take."""
+    ingress = {
+        "name": "ingress",
+        "num_replicas": settings.ingress_replicas,
+        "max_ongoing_requests": INGRESS_ONGOING_MAX,
+        "ray_actor_options": {"num_cpus": 0.1},
+    }
     pools = [_pool(model) for model in settings.catalog().models.values()]
-    ingress = serve.deployment(
-        name="ingress",
-        num_replicas=settings.ingress_replicas,
-        max_ongoing_requests=INGRESS_ONGOING_MAX,
-        ray_actor_options={"num_cpus": 0.1},
-    )(serve.ingress()(Ingress))
-    return ingress.bind(pools)
+    return {
+        "applications": [
+            {
+                "name": APP_NAME,
+                "route_prefix": "/",
+                "import_path": "deployments.application:build",
+                "deployments": [ingress, *pools],
+            }
+        ]
+    }
 
 
-def _pool(model: Model) -> Application:
+def _pool(model: Model) -> dict[str, Any]:
     place = model.placement
-    return serve.deployment(
-        name=model.id,
-        num_replicas=place.replicas,
+    return {
+        "name": model.id,
+        "num_replicas": place.replicas,
         # The worker stops leasing in its drain hook, so Serve should get there at once.
-        graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=DRAIN_S + 5,
-        health_check_period_s=2,
-        health_check_timeout_s=10,
-        ray_actor_options={"num_cpus": place.num_cpus, "num_gpus": place.num_gpus},
-    )(ModelReplica).bind(model.id)
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "graceful_shutdown_timeout_s": drain_s(model) + 5,
+        "health_check_period_s": 2,
+        "health_check_timeout_s": 10,
+        "ray_actor_options": {
+            "num_cpus": place.num_cpus,
+            "num_gpus": place.num_gpus,
+            # Serve replaces replicas whose options changed: so does a change of the model.
+            "runtime_env": {"env_vars": {"REELSERVE_MODEL_VERSION": model_version(model)}},
+        },
+    }
+
+
+def model_version(model: Model) -> str:
+    """What replicas of a model must be replaced for: anything but their number."""
+    place = model.placement.model_copy(update={"replicas": 1})
+    text = f"{version('reelserve')} {model.model_copy(update={'placement': place})!r}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def deploy(settings: StackSettings, timeout_s: float) -> None:
+    """Deploy on the Ray cluster this process is connected to, and wait until it runs.
+
+    Raises :class:`ConfigError` with the reason when a deployment does not start.
+    """
+    from ray.serve.context import _get_global_client
+
+    config = ServeDeploySchema.model_validate(serve_config(settings))
+    _get_global_client().deploy_apps(config)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        app = serve.status().applications.get(APP_NAME)
+        if app is not None and app.status == "RUNNING":
+            return
+        if app is not None and app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            said = [d.message for d in app.deployments.values() if d.status == "DEPLOY_FAILED"]
+            why = "; ".join(_last_error(text) for text in said or [app.message])
+            raise ConfigError(f"the application did not start: {why}")
+        if time.monotonic() > deadline:
+            raise ConfigError(f"the application did not start within {timeout_s:.0f} s")
+        time.sleep(POLL_S)
+
+
+def _last_error(message: str) -> str:
+    """The line of a replica's traceback that says what is wrong, without the exception's path."""
+    found = re.findall(r"^[\w.]+(?:Error|Exception): (.+)$", message, re.MULTILINE)
+    return found[-1] if found else message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,15 +13,15 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from deployments.housekeeping import keep_house
 from deployments.settings import StackSettings
-from serving.api import ApiSettings, Services
-from serving.api.keys import Keys
-from serving.jobs.queue import CELL, JobQueue
+from serving.api import ApiSettings, Keys, Services, UrlSigner
+from serving.jobs import CELL, Cell, JobQueue, JobSettings, Upkeep
 from serving.media import ArtifactStore, open_store
 from serving.plan.errors import ConfigError
 
 REDIS_TIMEOUT_S = 5.0
-REDIS_RETRIES = 3
+REDIS_RETRIES = 2
 """Scripts may be repeated with the same arguments, so the client may retry any of them."""
 
 
@@ -45,7 +46,7 @@ class Backends:
     """What both kinds of replica work with."""
 
     redis: Redis
-    queue: JobQueue
+    cell: Cell
     store: ArtifactStore
 
     async def close(self) -> None:
@@ -54,20 +55,28 @@ class Backends:
 
 def open_backends(settings: StackSettings) -> Backends:
     redis = open_redis(settings)
-    return Backends(redis, JobQueue(redis), open_store(settings.store_url))
+    return Backends(redis, Cell(redis), open_store(settings.store_url))
 
 
 @asynccontextmanager
 async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncIterator[Services]:
-    """What the API works with, for the life of one ingress replica."""
+    """What the API works with, for the life of one ingress replica, and its housekeeping."""
     backends = open_backends(settings)
+    jobs = JobSettings()
+    await backends.cell.check_schema()
+    housekeeping = asyncio.create_task(
+        keep_house(Upkeep(backends.cell, jobs), backends.store), name="housekeeping"
+    )
     try:
         yield Services(
-            queue=backends.queue,
+            queue=JobQueue(backends.cell, jobs),
             store=backends.store,
             keys=Keys(backends.redis, CELL, settings.admin_key),
+            signer=UrlSigner(backends.redis, CELL, api.content_url_s),
             catalog=settings.catalog(),
             settings=api,
         )
     finally:
+        housekeeping.cancel()
+        await asyncio.gather(housekeeping, return_exceptions=True)
         await backends.close()

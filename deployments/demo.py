@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 import tempfile
 import threading
 import time
+import warnings
 from pathlib import Path
 
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 from openai.types import Video
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from deployments.settings import StackSettings
+from deployments.settings import ENV_PREFIX, StackSettings
 from deployments.stack import LocalStack
 from serving.plan.errors import ConfigError
 
@@ -34,20 +37,31 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("out/demo.mp4"), help="the clip's file")
     parser.add_argument("--prompt", default=PROMPT)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console()
     began = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="reelserve-demo-") as folder:
+            for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+                del os.environ[name]  # they may name a Redis that others use
             settings = StackSettings.load(data_dir=Path(folder), port=0)
             with LocalStack(settings, lambda text: console.print(f"[dim]… {text}")) as stack:
                 console.print(f"ready at {stack.url} after {time.monotonic() - began:.1f} s")
                 # The SDK marks its video methods as deprecated, since OpenAI's own service closed.
-                client = OpenAI(base_url=f"{stack.url}/v1", api_key=stack.api_key)
+                warnings.simplefilter("ignore", DeprecationWarning)
+                client = OpenAI(
+                    base_url=f"{stack.url}/v1",
+                    api_key=stack.api_key,
+                    http_client=DefaultHttpxClient(trust_env=False),  # no proxy to this machine
+                )
                 ok = generate(client, console, arguments.prompt, arguments.out)
                 console.print("[dim]… stopping everything")
     except ConfigError as error:
         console.print(f"[red]{error}")
         return 1
+    except KeyboardInterrupt:
+        console.print("[red]interrupted; everything is stopped")
+        return 130
     return 0 if ok else 1
 
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import redis
@@ -27,8 +28,8 @@ CONFIG = """\
 bind 127.0.0.1
 port {port}
 requirepass {password}
-dir {folder}
-logfile {folder}/redis.log
+dir "{folder}"
+logfile "{folder}/redis.log"
 daemonize no
 # An acknowledged job survives any crash: every write is on disk before it is answered, nothing
 # is evicted, and a log with a torn end is refused instead of silently cut.
@@ -63,15 +64,24 @@ def server_version(executable: str) -> tuple[int, ...]:
 class RedisServer:
     """One redis-server process on loopback, with a password of its own.
 
-    It ends with the process that started it, even if that one is killed, so that two servers
-    never write the same log.
+    On Linux it ends with the process that started it, even if that one is killed. ``holding``
+    are file descriptors, such as a locked file's, that stay open for as long as it runs: so two
+    servers never write the same log.
     """
 
-    def __init__(self, folder: Path, executable: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, executable: str | None = None, holding: Sequence[int] = ()
+    ) -> None:
         self._folder = folder
         self._executable = executable or find_redis_server()
+        self._holding = holding
+        self._port, self._password = free_port(), secrets.token_hex(20)
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -79,30 +89,40 @@ class RedisServer:
             raise RuntimeError("the server is not started")
         return self._process.pid
 
-    def start(self, port: int | None = None) -> str:
-        """Start it and return its URL once it has loaded its log and answers."""
-        version = server_version(self._executable)
-        if version < VERSION_MIN:
-            raise ConfigError(
-                f"{self._executable} is version {'.'.join(map(str, version)) or 'unknown'}; "
-                f"6.2 or newer is needed"
-            )
+    def start(self) -> str:
+        """Start it and return its URL once it has loaded its log and answers.
+
+        Started again, as after a crash, it has the same URL. ``holding`` was inherited.
+        """
+        self._check_version()
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        port, password = port or free_port(), secrets.token_hex(20)
         config = self._folder / "redis.conf"
         config.touch(mode=0o600)
+        port, password = self._port, self._password
         config.write_text(CONFIG.format(port=port, password=password, folder=self._folder))
-        self._process = subprocess.Popen(
-            [self._executable, str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            # A Ctrl-C in the terminal is ours to handle, in order.
-            start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        )
+        with (self._folder / "start.log").open("wb") as output:
+            self._process = subprocess.Popen(
+                [self._executable, str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # A Ctrl-C in the terminal is ours to handle, in order.
+                start_new_session=True,
+                pass_fds=self._holding,
+                preexec_fn=_die_with(os.getpid()) if sys.platform == "linux" else None,
+            )
         self.url = f"redis://:{password}@127.0.0.1:{port}/0"
         self._wait_until_ready(self._process)
         return self.url
+
+    def _check_version(self) -> None:
+        version = server_version(self._executable)
+        found = f"{self._executable} is version {'.'.join(map(str, version)) or 'unknown'}"
+        if version < VERSION_MIN:
+            raise ConfigError(f"{found}; 6.2 or newer is needed")
+        # Redis 7 moves the log to a folder that 6 does not look into: it would start empty.
+        if version < (7,) and (self._folder / "appendonlydir").exists():
+            raise ConfigError(f"{found}, and {self._folder} was written by 7 or newer; use that")
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         client = redis.Redis.from_url(self.url, socket_timeout=1, socket_connect_timeout=1)
@@ -120,14 +140,14 @@ class RedisServer:
             client.close()
 
     def _why_not(self, error: Exception) -> str:
-        log = self._folder / "redis.log"
-        tail = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else [str(error)]
-        why = "\n  ".join(tail)
+        logs = [self._folder / name for name in ("redis.log", "start.log")]
+        lines = [line for log in logs if log.exists() for line in _tail(log)]
+        why = "\n  ".join(lines or [str(error)])
         hint = ""
         if "aof" in why.lower():
             hint = (
                 f"\nThe log may have a torn end after a power cut; "
-                f"`redis-check-aof --fix` mends it, see {self._folder}."
+                f"`redis-check-aof --fix` (Debian: redis-tools) mends it, see {self._folder}."
             )
         return f"redis-server did not start:\n  {why}{hint}"
 
@@ -152,7 +172,14 @@ def free_port() -> int:
         return port
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:  # the parent died before the line above
-        os._exit(1)
+def _tail(log: Path) -> list[str]:
+    return log.read_text(errors="replace").splitlines()[-5:]
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    def before_exec() -> None:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    return before_exec

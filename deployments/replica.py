@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 
 import ray
 import torch
@@ -12,11 +13,13 @@ import torch
 from deployments.connections import open_backends
 from deployments.settings import StackSettings
 from deployments.worker import Worker
+from serving.jobs import JobSettings
 from serving.models.load import load_family
+from serving.plan.estimate import drain_s
 
 log = logging.getLogger(__name__)
 
-DRAIN_S = 15.0
+LINUX = sys.platform == "linux"
 
 
 class ModelReplica:
@@ -29,11 +32,14 @@ class ModelReplica:
         settings = StackSettings.load()
         model = settings.catalog().models[model_id]
         # Ray sets OMP_NUM_THREADS to the logical CPUs it hands out, which only place replicas.
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1)
         family = load_family(model, settings.models_folder)
         self._backends = open_backends(settings)
         replica = ray.get_runtime_context().get_actor_id() or f"pid-{os.getpid()}"
-        self._worker = Worker(model, family, self._backends.queue, self._backends.store, replica)
+        self._drain_s = drain_s(model)
+        self._worker = Worker(
+            model, family, self._backends.cell, self._backends.store, replica, JobSettings()
+        )
         # Serve calls the constructor on the replica's own event loop.
         self._task = asyncio.get_running_loop().create_task(self._worker.run(), name="worker")
 
@@ -41,14 +47,13 @@ class ModelReplica:
         """Serve replaces the replica when this raises."""
         if self._task.done():
             raise RuntimeError(f"the worker ended: {self._task}")
-        if not self._worker.healthy:
-            raise RuntimeError("the engine's thread is dead")
+        self._worker.check()
 
     async def __del__(self) -> None:
         """Serve's drain hook: hand the jobs back before the process goes."""
         if not hasattr(self, "_worker"):
             return
-        await self._worker.drain(DRAIN_S)
+        await self._worker.drain(self._drain_s)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         await self._backends.close()

@@ -11,11 +11,12 @@ import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
 
 from serving.plan.catalog import Catalog, load_catalog
 from serving.plan.errors import ConfigError
@@ -26,7 +27,8 @@ ENV_PREFIX = "REELSERVE_"
 class StackSettings(BaseSettings):
     """What `up`, an ingress replica and a model replica need to know."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid")
+    # An empty variable, as compose files write them, is none.
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", env_ignore_empty=True)
 
     host: str = Field("127.0.0.1", description="address the HTTP port listens on")
     port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 takes a free one")
@@ -42,7 +44,13 @@ class StackSettings(BaseSettings):
     models_dir: Path | None = Field(None, description="checkpoints; default: in the data directory")
     catalog_dirs: list[Path] = Field([], description="folders with more catalog entries")
     models: list[str] = Field(["demo-wan"], min_length=1, description="catalog ids to serve")
-    ingress_replicas: int = Field(1, ge=1, le=64)
+    ingress_replicas: int = Field(2, ge=1, le=64, description="processes that answer HTTP")
+    proxy: Literal["auto", "haproxy", "serve"] = Field(
+        "auto", description="in front of them: HAProxy where there is one, else Ray Serve's own"
+    )
+    logical_cpus: int | None = Field(
+        None, ge=1, description="of Ray; they only place replicas. Default: what the catalog asks"
+    )
     admin_key: SecretStr | None = Field(None, description="made and printed once when unset")
 
     @classmethod
@@ -56,6 +64,8 @@ class StackSettings(BaseSettings):
             from_env = cls().model_dump(exclude_unset=True)
             from_file = _read_yaml(config) if config else {}
             settings = cls.model_validate({**from_file, **from_env, **given})
+        except SettingsError as error:
+            raise ConfigError(f"{error}; lists are written as JSON") from None
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])

@@ -6,25 +6,30 @@ import asyncio
 import fcntl
 import logging
 import os
-import re
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import IO, Self
 
+import httpx
 from pydantic import SecretStr
 
 from deployments.connections import open_redis
+from deployments.haproxy import haproxy_environment, use_haproxy
 from deployments.redis_server import RedisServer, free_port
 from deployments.settings import StackSettings
 from serving.api.keys import Keys
-from serving.jobs.queue import CELL
+from serving.jobs import CELL, Cell, Upkeep
 from serving.plan.errors import ConfigError
 
 LOCAL_USER = "local"
+START_S_MAX = 1800.0
+"""Weights may have to be downloaded first."""
 
 
 class LocalStack:
@@ -44,6 +49,8 @@ class LocalStack:
         self.url = f"http://{_connectable(settings.host)}:{port}"
         self.api_key = ""
         self.new_admin_key: str | None = None
+        self._redis: RedisServer | None = None
+        self._lock: IO[str] | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -69,7 +76,7 @@ class LocalStack:
             self._build_demo_model()
         if self.settings.redis_url is None:
             self._start_redis()
-        self._start_keys()
+        self._open_redis()
         self._start_ray()
         self._start_serve()
 
@@ -81,6 +88,7 @@ class LocalStack:
         except OSError as error:
             raise ConfigError(f"cannot use the data directory {folder}: {error}") from error
         self._exit.callback(lock.close)
+        self._lock = lock
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -116,19 +124,23 @@ class LocalStack:
 
     def _start_redis(self) -> None:
         self._progress("starting redis-server")
-        server = RedisServer(self.settings.data_dir / "redis")
-        self._exit.callback(server.stop)
-        url = server.start()
+        holding = [self._lock.fileno()] if self._lock else []
+        self._redis = RedisServer(self.settings.data_dir / "redis", holding=holding)
+        self._exit.callback(self._redis.stop)
+        url = self._redis.start()
         self.settings = self.settings.model_copy(update={"redis_url": SecretStr(url)})
 
-    def _start_keys(self) -> None:
-        self.new_admin_key, self.api_key = asyncio.run(self._make_keys())
+    def _open_redis(self) -> None:
+        self.new_admin_key, self.api_key = asyncio.run(self._prepare_redis())
 
-    async def _make_keys(self) -> tuple[str | None, str]:
+    async def _prepare_redis(self) -> tuple[str | None, str]:
         """The admin key if one was made just now, and the local user's key, kept in a file."""
         file = self.settings.data_dir / "api-key"
         redis = open_redis(self.settings)
         try:
+            await Cell(redis).check_schema()
+            if self._redis is not None:
+                await Upkeep(Cell(redis)).recover()
             keys = Keys(redis, CELL, self.settings.admin_key)
             admin_key = await keys.make_admin_key()
             if file.exists() and await keys.knows(text := file.read_text().strip()):
@@ -150,14 +162,20 @@ class LocalStack:
             RAY_AUTH_MODE="token",
             RAY_AUTH_TOKEN=secrets.token_hex(32),  # else Ray leaves one in the home folder
         )
+        if use_haproxy(self.settings.proxy):
+            run_dir = self._exit.enter_context(TemporaryDirectory(prefix="reelserve-"))
+            os.environ.update(haproxy_environment(Path(run_dir)))
         import ray
+
+        # Before init: an interrupt half way through it must stop what it has started.
+        self._exit.callback(ray.shutdown)
 
         placements = [model.placement for model in self.settings.catalog().models.values()]
         # Logical CPUs only place replicas: enough for what the catalog asks, plus the ingress.
         cpus = sum(place.replicas * place.num_cpus for place in placements)
         ray.init(
             address="local",
-            num_cpus=int(cpus + self.settings.ingress_replicas) + 1,
+            num_cpus=self.settings.logical_cpus or int(cpus + self.settings.ingress_replicas) + 1,
             include_dashboard=False,
             configure_logging=False,
             log_to_driver=False,
@@ -165,7 +183,6 @@ class LocalStack:
             _node_ip_address="127.0.0.1",
         )
         logging.getLogger("ray").setLevel(logging.ERROR)
-        self._exit.callback(ray.shutdown)
         wanted = sum(place.replicas * place.num_gpus for place in placements)
         there = ray.cluster_resources().get("GPU", 0)
         if wanted > there:  # Serve would wait for them for ever
@@ -178,9 +195,9 @@ class LocalStack:
         self._progress("loading " + ", ".join(self.settings.models))
         from ray import serve
 
-        from deployments.application import APP_NAME, build
+        from deployments.application import APP_NAME, deploy
 
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(
             http_options={"host": self.settings.host, "port": self.settings.port},
             logging_config={"enable_access_log": False},
@@ -188,13 +205,39 @@ class LocalStack:
         # Not serve.shutdown: it complains about the controller it has just ended.
         self._exit.callback(serve.delete, APP_NAME)
         try:
-            serve.run(build(self.settings), name=APP_NAME, route_prefix="/")
-        except RuntimeError as error:
-            app = serve.status().applications[APP_NAME]
-            why = [_last_error(d.message) for d in app.deployments.values() if d.message]
-            raise ConfigError(
-                f"the application did not start: {'; '.join(why) or error}\nLogs: {self.log_dir}"
-            ) from error
+            deploy(self.settings, START_S_MAX)
+        except ConfigError as error:
+            raise ConfigError(f"{error.message}\nLogs: {self.log_dir}") from None
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        """The proxy learns of new replicas a moment after Serve calls them running."""
+        deadline = time.monotonic() + START_S_MAX
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).is_success:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.1)
+        raise ConfigError(f"nothing answers at {self.url}\nLogs: {self.log_dir}")
+
+    def watch(self) -> None:
+        """To be called every second or so: starts a redis-server that died again.
+
+        It comes back at the same address with every acknowledged job, and the replicas, which
+        went on working, find it there. Raises :class:`ConfigError` if it does not start.
+        """
+        if self._redis is not None and not self._redis.running:
+            self._progress("redis-server died; starting it again")
+            self._redis.start()
+
+    @property
+    def ray_address(self) -> str:
+        """Where another process, with the same RAY_AUTH_TOKEN, joins this Ray cluster."""
+        import ray
+
+        return str(ray.get_runtime_context().gcs_address)
 
     @property
     def log_dir(self) -> Path:
@@ -204,12 +247,8 @@ class LocalStack:
         return Path(ray._private.worker._global_node.get_logs_dir_path())
 
 
-def _last_error(message: str) -> str:
-    """The line of a replica's traceback that says what is wrong, without the exception's path."""
-    found = re.findall(r"^[\w.]+(?:Error|Exception): (.+)$", message, re.MULTILINE)
-    return found[-1] if found else message
-
-
 def _connectable(host: str) -> str:
     """An address a client can use: the one that listens on all interfaces is none."""
-    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host  # noqa: S104
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from deployments.redis_server import RedisServer
 from deployments.settings import StackSettings
-from serving.jobs.queue import JobQueue
+from serving.jobs import Cell, JobQueue, JobSettings, Leases, Upkeep
 from serving.plan.catalog import Model
 from tests import tools
 
@@ -48,8 +48,30 @@ async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-def queue(redis: Redis) -> JobQueue:
-    return JobQueue(redis)
+def limits() -> JobSettings:
+    """Bounds small enough to reach."""
+    return JobSettings(queue_max=20, lease_s_min=1, garbage_s=0)
+
+
+@pytest.fixture
+def cell(redis: Redis) -> Cell:
+    return Cell(redis)
+
+
+@pytest.fixture
+def queue(cell: Cell, limits: JobSettings) -> JobQueue:
+    return JobQueue(cell, limits)
+
+
+@pytest.fixture
+def leases(cell: Cell, limits: JobSettings) -> Leases:
+    """A replica's side of the queue."""
+    return Leases(cell, "demo-wan", "r1", limits)
+
+
+@pytest.fixture
+def upkeep(cell: Cell, limits: JobSettings) -> Upkeep:
+    return Upkeep(cell, limits)
 
 
 @pytest.fixture(scope="session")

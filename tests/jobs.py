@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from serving.jobs.job import Job
-from serving.jobs.queue import JobQueue
+from serving.jobs import Job, JobQueue, Leases
 from serving.plan.clip import ClipSpec
 
 LEASE_MS = 60_000
@@ -33,25 +32,18 @@ def spec(**changes: Any) -> ClipSpec:
     )
 
 
-async def submit(
-    queue: JobQueue, *, user: str = "ann", queued_max: int = 100, job_id: str = "", **changes: Any
-) -> Job:
+async def submit(queue: JobQueue, *, user: str = "ann", job_id: str = "", **changes: Any) -> Job:
     return await queue.submit(
         job_id or f"video_{next(_numbers)}",
         user=user,
         alias="sora-2",
         spec=spec(**changes),
         est_device_ms=1000,
-        queued_max=queued_max,
     )
 
 
-async def lease(queue: JobQueue, *, replica: str = "r1", lease_ms: int = LEASE_MS) -> Job | None:
-    return await queue.lease("demo-wan", replica=replica, lease_ms=lease_ms)
-
-
-async def leased(queue: JobQueue, **given: Any) -> Job:
+async def leased(leases: Leases, lease_ms: int = LEASE_MS) -> Job:
     """The next job, which must be there."""
-    job = await lease(queue, **given)
+    job = await leases.lease(lease_ms)
     assert job is not None
     return job

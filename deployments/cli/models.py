@@ -13,6 +13,7 @@ import typer
 from deployments.cli.client import Client
 from deployments.cli.errors import CliError
 from deployments.cli.output import USER_ENVIRONMENT, JsonOption, Output, reporting, table
+from serving.plan.errors import ConfigError
 
 app = typer.Typer(help="See what is served; build the demo model.", no_args_is_help=True)
 
@@ -64,7 +65,7 @@ def build(
         Path | None, typer.Option(help="The data directory, as of `reelserve up`.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace what is in --dir, whatever it is.")
+        bool, typer.Option("--force", help="Replace the checkpoint that is in --dir.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -86,7 +87,6 @@ def build(
 
 def _default_folder(data_dir: Path | None) -> Path:
     from deployments.settings import StackSettings
-    from serving.plan.errors import ConfigError
 
     try:
         return StackSettings.load(data_dir=data_dir).models_folder / DEMO
@@ -98,7 +98,8 @@ def _require_unused(folder: Path) -> None:
     """Building replaces the folder, so one that holds anything is somebody's."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CliError(
-            f"{folder} is not empty; --force deletes what is in it.", code="folder_not_empty"
+            f"{folder} is not empty; --force replaces a checkpoint that is there.",
+            code="folder_not_empty",
         )
 
 
@@ -110,5 +111,7 @@ def _build(folder: Path, out: Output) -> Path:
 
         try:
             return build_demo(folder)
+        except ConfigError as error:
+            raise CliError(error.message, code=error.code) from None
         except OSError as error:
             raise CliError(f"cannot write {folder}: {error}", code="cannot_write") from error

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deployments.cli.client import Client
 from deployments.cli.output import JsonOption, reporting, table
 
 ENDED = ("completed", "failed", "cancelled", "expired")
+REPLICA = ("replica", "where", "free slots", "age")
 
 
 def status(as_json: JsonOption = False) -> None:
-    """Show whether Reelserve is ready, and each model's queue.
+    """Show whether Reelserve is ready, each model's queue and replicas, and what happened to jobs.
 
     Exit code 1: it cannot be reached, or is not ready.
 
@@ -29,7 +30,25 @@ def status(as_json: JsonOption = False) -> None:
             {"url": api.url, "ready": ready == "ready", **answer},
             f"Reelserve at {api.url} is {ready}.\n",
             table(*heads, rows=rows),
+            table(*REPLICA, rows=_replicas(answer["pools"])),
+            *_events(answer["pools"]),
         )
+
+
+def _replicas(pools: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
+    for name, pool in pools.items():
+        for each in pool["replicas"]:
+            where = f"{each['host']}, pid {each['pid']}"
+            free = f"{each['free']} of {each['slots']}"
+            yield (f"{name} {each['id'][:12]}", where, free, f"{each['age_s']:.0f} s")
+
+
+def _events(pools: Mapping[str, Any]) -> Iterator[str]:
+    """What happened to running jobs so far, where anything did."""
+    for name, pool in pools.items():
+        if pool["counts"]:
+            counted = ", ".join(f"{event} {times}" for event, times in pool["counts"].items())
+            yield f"{name}: {counted}"
 
 
 def _row(name: str, pool: Mapping[str, Any]) -> tuple[object, ...]:

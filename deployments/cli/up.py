@@ -15,7 +15,7 @@ import typer
 
 from deployments.cli.errors import CliError
 from deployments.cli.output import reporting
-from serving.plan.errors import ConfigError
+from serving.plan.errors import ReelserveError
 
 
 def up(
@@ -50,7 +50,7 @@ def up(
 
     # A stop that is asked for while we start must undo what was started, like an error.
     signal.signal(signal.SIGTERM, lambda *_: _interrupt())
-    with reporting(as_json), _config_errors():
+    with reporting(as_json), _our_errors():
         settings = StackSettings.load(config, host=host, port=port, data_dir=data_dir)
         with LocalStack(settings, progress) as stack:
             stopped = threading.Event()
@@ -63,13 +63,14 @@ def up(
                     "admin_key": stack.new_admin_key,
                     "data_dir": str(stack.settings.data_dir),
                     "log_dir": str(stack.log_dir),
+                    "ray_address": stack.ray_address,
                 }
                 print(json.dumps(ready), flush=True)
             else:
                 print(_welcome(stack.url, stack.api_key, stack.new_admin_key), flush=True)
                 print(f"Logs: {stack.log_dir}", flush=True)
             while not stopped.wait(1.0):
-                pass
+                stack.watch()
             progress("stopping: running jobs go back to the queue")
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C does not wait
@@ -77,10 +78,10 @@ def up(
 
 
 @contextmanager
-def _config_errors() -> Iterator[None]:
+def _our_errors() -> Iterator[None]:
     try:
         yield
-    except ConfigError as error:
+    except ReelserveError as error:
         raise CliError(error.message, code=error.code) from None
 
 

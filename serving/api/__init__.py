@@ -4,7 +4,10 @@ Knows jobs, the artifact store and the catalog; never torch, models or Ray. Stat
 ingress replica answers any request, because all it knows is in Redis and the store.
 """
 
-from serving.api.app import Services, create_app
+from serving.api.app import create_app
+from serving.api.keys import Keys
+from serving.api.services import Services
 from serving.api.settings import ApiSettings
+from serving.api.signing import UrlSigner
 
-__all__ = ["ApiSettings", "Services", "create_app"]
+__all__ = ["ApiSettings", "Keys", "Services", "UrlSigner", "create_app"]

@@ -39,7 +39,7 @@ async def revoke_key(key_id: str, services: ServicesDep) -> dict[str, Any]:
 
 @router.get("/status", dependencies=[Depends(require_any)])
 async def status(services: ServicesDep) -> dict[str, Any]:
-    """Each pool's backlog, and how its jobs ended so far."""
+    """Each pool's backlog and replicas, how its jobs ended, and what else happened to them."""
     pools = await services.queue.pools(list(services.catalog.models))
     return {
         "object": "status",
@@ -49,6 +49,8 @@ async def status(services: ServicesDep) -> dict[str, Any]:
                 "in_progress": pool.in_progress,
                 "oldest_wait_s": round(pool.oldest_ms / 1000, 1),
                 "ended": {str(state): count for state, count in sorted(pool.ended.items())},
+                "counts": dict(sorted(pool.counts.items())),
+                "replicas": [vars(replica) for replica in pool.replicas],
             }
             for name, pool in pools.items()
         },

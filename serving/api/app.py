@@ -7,13 +7,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from serving.api import admin, content, errors, health, models, videos
 from serving.api.limits import BodyLimit, RequestId
 from serving.api.services import Services
 from serving.api.settings import ApiSettings
-
-__all__ = ["Services", "create_app"]
 
 
 def create_app(
@@ -28,16 +27,39 @@ def create_app(
             app.state.services = services
             yield
 
+    middleware = [
+        Middleware(RequestId),
+        Middleware(BodyLimit, bytes_max=settings.body_bytes_max),
+    ]
+    if settings.cors_origins:
+        # Outermost, so that a page can read errors too.
+        middleware.insert(0, _cors(settings.cors_origins))
     app = FastAPI(
         title="Reelserve",
         summary="Video and audio generation, in the shape of OpenAI's API.",
         lifespan=lifespan,
-        middleware=[
-            Middleware(RequestId),
-            Middleware(BodyLimit, bytes_max=settings.body_bytes_max),
-        ],
+        middleware=middleware,
     )
     errors.install(app)
     for room in (videos, content, models, admin, health):
         app.include_router(room.router)
     return app
+
+
+def _cors(origins: list[str]) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "HEAD", "POST", "DELETE"],
+        # The SDKs run in browsers too, with a dozen x-stainless-… headers.
+        allow_headers=["*"],
+        expose_headers=[
+            "accept-ranges",
+            "content-range",
+            "etag",
+            "openai-poll-after-ms",
+            "retry-after",
+            "x-request-id",
+        ],
+        max_age=3600,
+    )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 
-from serving.api.auth import UserDep
+from serving.api.auth import Credentials, current_user
 from serving.api.ranges import NotSatisfiable, parse_range
 from serving.api.services import ServicesDep
-from serving.jobs.job import State
-from serving.plan.errors import InvalidRequest
+from serving.jobs import Job, State
+from serving.plan.errors import InvalidRequest, NotFound
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
@@ -23,12 +24,25 @@ Variant = Literal["video", "thumbnail", "spritesheet"]
 async def content(
     video_id: str,
     request: Request,
-    user: UserDep,
+    credentials: Credentials,
     services: ServicesDep,
     variant: Variant = "video",
+    expires: int | None = None,
+    signature: str | None = None,
 ) -> Response:
-    """The MP4, a JPEG thumbnail or a JPEG spritesheet, whole or by ``Range``."""
-    job = await services.queue.get(video_id, user=user)
+    """The MP4, a JPEG thumbnail or a JPEG spritesheet, whole or by ``Range``.
+
+    With a key, or with the ``expires`` and ``signature`` of one of the video's ``content_urls``.
+    """
+    job: Job | None
+    if signature is not None:
+        await services.signer.check(video_id, variant, expires, signature, time.time())
+        job = await services.queue.find(video_id)
+        if job is None:
+            raise NotFound("The video was deleted.", code="video_not_found")
+    else:
+        user = await current_user(credentials, services)
+        job = await services.queue.get(video_id, user=user)
     if job.state is not State.COMPLETED:
         raise InvalidRequest(
             f"The video is {job.state}; there is content only once it is completed.",

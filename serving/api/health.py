@@ -11,8 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from serving.api.services import ServicesDep
-from serving.jobs.job import TERMINAL
-from serving.jobs.queue import PoolState
+from serving.jobs import TERMINAL, PoolState
 
 router = APIRouter(tags=["operation"])
 
@@ -61,10 +60,22 @@ class PoolCollector(Collector):
             "Jobs that reached a terminal state.",
             labels=["model", "status"],
         )
+        events = CounterMetricFamily(
+            "reelserve_job_events",
+            "What happened to running jobs: yielded, lease_lost, resumed, and checkpoint_… for "
+            "checkpoints that could not be used.",
+            labels=["model", "event"],
+        )
+        replicas = GaugeMetricFamily(
+            "reelserve_replicas", "Replicas that announced themselves lately.", labels=["model"]
+        )
         for model, pool in self._pools.items():
             queued.add_metric([model], pool.queued)
             running.add_metric([model], pool.in_progress)
             oldest.add_metric([model], pool.oldest_ms / 1000)
             for state in sorted(TERMINAL):
                 ended.add_metric([model, state], pool.ended.get(state, 0))
-        yield from (queued, running, oldest, ended)
+            for event, times in sorted(pool.counts.items()):
+                events.add_metric([model, event], times)
+            replicas.add_metric([model], len(pool.replicas))
+        yield from (queued, running, oldest, ended, events, replicas)

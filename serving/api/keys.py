@@ -50,7 +50,7 @@ class Keys:
 
     async def create(self, user: str) -> tuple[KeyInfo, str]:
         """A new key for ``user``, and its text, which cannot be had again."""
-        if not USER.match(user):
+        if not USER.fullmatch(user):
             raise InvalidRequest(
                 "'user' must be 1 to 64 letters, digits or . _ @ + - and start with "
                 "a letter or digit.",

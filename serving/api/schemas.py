@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from serving.jobs.job import Job, State
+from serving.jobs import Job, State
 from serving.plan.catalog import Model
 
 
@@ -91,10 +91,19 @@ class Video(BaseModel):
     eta_seconds: float | None = Field(description="estimated time left")
     size_bytes: int | None
     timings: Timings | None
+    content_urls: dict[str, str] | None = Field(
+        description="by variant, once complete: short-lived URLs that need no key"
+    )
 
 
-def video_of(job: Job, *, queue_position: int | None, remaining_ms: int | None) -> Video:
-    """A job as its owner sees it. The last two are None once it has ended."""
+def video_of(
+    job: Job,
+    *,
+    queue_position: int | None,
+    remaining_ms: int | None,
+    content_urls: dict[str, str] | None,
+) -> Video:
+    """A job as its owner sees it. Position and time left are None once it has ended."""
     spec, result = job.spec, job.result
     return Video(
         id=job.id,
@@ -103,7 +112,7 @@ def video_of(job: Job, *, queue_position: int | None, remaining_ms: int | None) 
         progress=job.progress,
         created_at=job.created_ms // 1000,
         completed_at=job.finished_ms // 1000 if job.state is State.COMPLETED else None,
-        expires_at=None,
+        expires_at=job.expires_ms // 1000 if job.expires_ms else None,
         seconds=str(spec.seconds),
         size=spec.size,
         prompt=spec.prompt,
@@ -121,6 +130,7 @@ def video_of(job: Job, *, queue_position: int | None, remaining_ms: int | None) 
         eta_seconds=None if remaining_ms is None else round(remaining_ms / 1000, 1),
         size_bytes=result["artifacts"]["video"]["size_bytes"] if result else None,
         timings=_timings(job) if result else None,
+        content_urls=content_urls,
     )
 
 

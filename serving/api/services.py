@@ -9,7 +9,8 @@ from fastapi import Depends, Request
 
 from serving.api.keys import Keys
 from serving.api.settings import ApiSettings
-from serving.jobs.queue import JobQueue
+from serving.api.signing import UrlSigner
+from serving.jobs import JobQueue
 from serving.media import ArtifactStore
 from serving.plan.catalog import Catalog
 
@@ -21,6 +22,7 @@ class Services:
     queue: JobQueue
     store: ArtifactStore
     keys: Keys
+    signer: UrlSigner
     catalog: Catalog
     settings: ApiSettings
 

@@ -11,7 +11,13 @@ class ApiSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="REELSERVE_API_", extra="forbid")
 
-    body_bytes_max: int = Field(1 << 20, ge=1024, description="larger bodies are refused unread")
-    queue_max: int = Field(10_000, ge=1, description="jobs that may wait for one model")
+    body_bytes_max: int = Field(1 << 20, ge=1024, description="larger bodies are refused unparsed")
     list_limit_max: int = Field(100, ge=1)
     presign_s: int = Field(900, ge=10, description="life of a redirect to the object store")
+    content_url_s: int = Field(3600, ge=60, description="life of a signed content URL, at least")
+    public_url: str | None = Field(
+        None, description="what clients reach us by, when a gateway hides it from us"
+    )
+    cors_origins: list[str] = Field(
+        [], description='origins whose pages may call the API; ["*"] for any'
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
+import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -11,12 +13,13 @@ from serving.api.auth import UserDep
 from serving.api.body import read_fields, validate
 from serving.api.schemas import Video, VideoCreate, VideoDeleted, VideoList, video_of
 from serving.api.services import Services, ServicesDep
-from serving.jobs.job import Job, State, new_video_id
-from serving.jobs.queue import Place
+from serving.jobs import Job, Place, State, new_video_id
+from serving.media import StoreError
 from serving.plan.clip import SEED_MAX, ClipSpec
 from serving.plan.errors import InvalidRequest
 from serving.plan.estimate import estimate, poll_after_ms
 
+log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 CREATE_BODY = {
@@ -47,13 +50,13 @@ async def create(
         alias=alias,
         spec=spec,
         est_device_ms=estimate(model, spec).device_ms,
-        queued_max=services.settings.queue_max,
     )
-    return await _present(services, job, response)
+    return await _present(services, job, request, response)
 
 
 @router.get("")
 async def index(
+    request: Request,
     user: UserDep,
     services: ServicesDep,
     after: str | None = None,
@@ -71,7 +74,7 @@ async def index(
         after=after,
         newest_first=order == "desc",
     )
-    videos = [await _present(services, job) for job in page.jobs]
+    videos = [await _present(services, job, request) for job in page.jobs]
     return VideoList(
         data=videos,
         first_id=videos[0].id if videos else None,
@@ -82,14 +85,15 @@ async def index(
 
 @router.get("/{video_id}")
 async def retrieve(
-    video_id: str, response: Response, user: UserDep, services: ServicesDep
+    video_id: str, request: Request, response: Response, user: UserDep, services: ServicesDep
 ) -> Video:
     """A clip's state. One that failed or was cancelled answers 200 and says so."""
-    return await _present(services, await services.queue.get(video_id, user=user), response)
+    job = await services.queue.get(video_id, user=user)
+    return await _present(services, job, request, response)
 
 
 @router.post("/{video_id}/cancel")
-async def cancel(video_id: str, user: UserDep, services: ServicesDep) -> Video:
+async def cancel(video_id: str, request: Request, user: UserDep, services: ServicesDep) -> Video:
     """Stop a clip: a queued one at once, a running one at its next step. Safe to repeat."""
     job = await services.queue.cancel(video_id, user=user)
     if job.state is not State.CANCELLED:
@@ -97,28 +101,47 @@ async def cancel(video_id: str, user: UserDep, services: ServicesDep) -> Video:
             f"The video has already {job.state}, so there is nothing to cancel.",
             code="video_already_ended",
         )
-    return await _present(services, job)
+    return await _present(services, job, request)
 
 
 @router.delete("/{video_id}")
 async def delete(video_id: str, user: UserDep, services: ServicesDep) -> VideoDeleted:
     """Remove a clip and its files. One that is still active is cancelled."""
-    # Stop the run, then the files, then the record: whatever fails on the way, the caller can
-    # see the video still and delete it again.
-    await services.queue.cancel(video_id, user=user)
-    await services.store.delete_prefix(video_id)
     await services.queue.delete(video_id, user=user)
+    try:
+        await services.store.delete_prefix(video_id)
+    except StoreError as error:
+        # Not lost: the record's end made the files garbage, which is collected later.
+        log.warning("files of %s are not deleted yet: %s", video_id, error)
     return VideoDeleted(id=video_id)
 
 
-async def _present(services: Services, job: Job, response: Response | None = None) -> Video:
+async def _present(
+    services: Services, job: Job, request: Request, response: Response | None = None
+) -> Video:
     if job.terminal:
-        return video_of(job, queue_position=None, remaining_ms=None)
+        urls = await _content_urls(services, job, request) if job.result else None
+        return video_of(job, queue_position=None, remaining_ms=None, content_urls=urls)
     place = await services.queue.place(job) if job.state is State.QUEUED else None
     remaining_ms = _remaining_ms(services, job, place)
     if response is not None:
         response.headers["openai-poll-after-ms"] = str(poll_after_ms(remaining_ms))
-    return video_of(job, queue_position=place.ahead if place else None, remaining_ms=remaining_ms)
+    return video_of(
+        job,
+        queue_position=place.ahead if place else None,
+        remaining_ms=remaining_ms,
+        content_urls=None,
+    )
+
+
+async def _content_urls(services: Services, job: Job, request: Request) -> dict[str, str]:
+    """For ``<video src>``, which sends no header: whoever holds such a URL has the file."""
+    base = (services.settings.public_url or str(request.base_url)).rstrip("/")
+    path = request.app.url_path_for("content", video_id=job.id)
+    return {
+        variant: f"{base}{path}?{await services.signer.sign(job.id, variant, time.time())}"
+        for variant in job.result["artifacts"]
+    }
 
 
 def _remaining_ms(services: Services, job: Job, place: Place | None) -> int:

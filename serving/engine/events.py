@@ -1,7 +1,8 @@
 """What the engine tells the outside about a run.
 
-In order: ``Began``, ``Stepped`` for each step, ``FramesReady`` for each decoded chunk,
-``Decoded``. ``Stopped`` or ``Failed`` may come instead of any of them and is then the last.
+In order: ``Began``, ``Stepped`` for each step, ``Denoised``, ``FramesReady`` for each decoded
+chunk, ``Decoded``. ``Saved`` may come at any step boundary. ``Yielded``, ``Dropped`` or
+``Failed`` may come instead of any of them and is then the last.
 Durations are seconds on the engine's thread.
 """
 
@@ -9,15 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serving.engine.checkpoint import Snapshot
 from serving.models.family import Frames
 
 
 @dataclass(frozen=True)
 class Began:
-    """The prompt is encoded and the noise is drawn."""
+    """The prompt is encoded; ``step`` is 0, or where a snapshot goes on."""
 
     run_id: str
     encode_s: float
+    step: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,23 @@ class Stepped:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """A snapshot on schedule. There is no other until :meth:`Engine.kept` was called for it."""
+
+    run_id: str
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Every step is done. The run waits until :meth:`Engine.kept` says that this is safe."""
+
+    run_id: str
+    snapshot: Snapshot
+    denoise_s: float
+
+
+@dataclass(frozen=True)
 class FramesReady:
     """The next chunk of pictures, uint8 [frames, height, width, 3]."""
 
@@ -39,16 +59,23 @@ class FramesReady:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Every frame was handed out. ``denoise_s`` and ``decode_s`` are the stages' sums."""
+    """Every frame was handed out."""
 
     run_id: str
-    denoise_s: float
     decode_s: float
 
 
 @dataclass(frozen=True)
-class Stopped:
-    """The run was dropped at a step boundary because :meth:`Engine.stop` was called."""
+class Yielded:
+    """The run left at a boundary because it was asked to; None if it had done nothing yet."""
+
+    run_id: str
+    snapshot: Snapshot | None
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The run left at a boundary and nobody wants its state."""
 
     run_id: str
 
@@ -61,5 +88,5 @@ class Failed:
     error: Exception
 
 
-Event = Began | Stepped | FramesReady | Decoded | Stopped | Failed
+Event = Began | Stepped | Saved | Denoised | FramesReady | Decoded | Yielded | Dropped | Failed
 """Any of them."""

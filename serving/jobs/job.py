@@ -41,9 +41,6 @@ class Phase(StrEnum):
     STORE = "store"
 
 
-PHASES = tuple(Phase)
-
-
 def new_video_id() -> str:
     """An id nobody can guess: a clip's address is not its protection, but need not help."""
     return f"video_{secrets.token_hex(16)}"
@@ -57,7 +54,8 @@ class Job:
     caller used for it), ``spec``, ``est_device_ms``, ``created_ms``, ``seq`` (order of
     submission). Set by leases: ``fence``, ``attempts``, ``lease_until_ms``, ``replica``,
     ``started_ms`` (of the first lease). Set by progress: ``phase``, ``step``,
-    ``remaining_ms``. Set at the end: ``finished_ms`` and ``result`` or ``error``.
+    ``remaining_ms``, ``checkpoint`` (a key in the store) and ``checkpoint_step``. Set at the
+    end: ``finished_ms``, ``expires_ms`` (when it is forgotten), ``result`` or ``error``.
     Times are Redis's clock, in milliseconds since the epoch.
     """
 
@@ -78,7 +76,10 @@ class Job:
     phase: Phase | None = None
     step: int = 0
     remaining_ms: int = 0
+    checkpoint: str = ""
+    checkpoint_step: int = 0
     finished_ms: int = 0
+    expires_ms: int = 0
     result: Mapping[str, Any] = field(default_factory=dict)
     error: Mapping[str, str] = field(default_factory=dict)
 
@@ -114,7 +115,10 @@ class Job:
             phase=Phase(raw["phase"]) if raw.get("phase") else None,
             step=int(raw.get("step", 0)),
             remaining_ms=int(raw.get("remaining_ms", 0)),
+            checkpoint=raw.get("checkpoint", ""),
+            checkpoint_step=int(raw.get("checkpoint_step", 0)),
             finished_ms=int(raw.get("finished_ms", 0)),
+            expires_ms=int(raw.get("expires_ms", 0)),
             result=json.loads(raw.get("result") or "{}"),
             error=json.loads(raw.get("error") or "{}"),
         )

@@ -6,8 +6,8 @@ Writing a new family means writing these four methods over diffusers components;
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +40,15 @@ class Denoising:
     negative_prompt: torch.Tensor | None
     """the same, or None without guidance"""
     step: int = 0
+    pristine_scheduler: Mapping[str, Any] = field(init=False, repr=False)
+    """The scheduler's attributes before the first step: a checkpoint holds what differs."""
+
+    def __post_init__(self) -> None:
+        # Solvers shift their history within a list; tensors they replace and never write to.
+        self.pristine_scheduler = {
+            name: list(value) if isinstance(value, list) else value
+            for name, value in vars(self.scheduler).items()
+        }
 
     @property
     def done(self) -> bool:
@@ -48,6 +57,11 @@ class Denoising:
 
 class Family(Protocol):
     """One loaded model. Every method runs on the engine's thread, which owns the device."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names all that decides the bits: weights, options, library versions, device."""
+        ...
 
     def begin(self, spec: ClipSpec) -> Denoising:
         """Encode the prompts (each at batch 1), draw the noise and set the schedule."""

@@ -8,6 +8,7 @@ import torch
 from diffusers import WanPipeline
 
 from serving.models.family import Family
+from serving.models.fingerprint import fingerprint
 from serving.models.wan import WanFamily
 from serving.plan.catalog import HubWeights, Model
 from serving.plan.errors import ConfigError
@@ -85,6 +86,7 @@ def _load_wan(model: Model, models_dir: Path) -> WanFamily:
         device=device,
         prompt_tokens=options.prompt_tokens,
         chunked_decode=options.offload == "none" and not options.vae_tiling,
+        fingerprint=fingerprint(model, pipeline, device),
     )
 
 

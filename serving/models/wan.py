@@ -35,9 +35,11 @@ class WanFamily:
         device: torch.device,
         prompt_tokens: int,
         chunked_decode: bool = True,
+        fingerprint: str = "",
     ) -> None:
         if pipeline.transformer is None or pipeline.config.boundary_ratio is not None:
             raise ConfigError("Wan checkpoints with two transformers are not supported")
+        self.fingerprint = fingerprint
         self._pipeline = pipeline
         self._transformer: WanTransformer3DModel = pipeline.transformer
         self._vae: AutoencoderKLWan = pipeline.vae

@@ -149,10 +149,17 @@ class CostTable(_Strict):
     deliver_s_per_mpixel: float = Field(ge=0, description="H.264 and store, per million output")
 
 
+class CheckpointPolicy(_Strict):
+    """When a running clip's state is saved. Its final latents are saved always."""
+
+    every_s: float = Field(10.0, gt=0, description="at the first step boundary after this long")
+    every_steps: int | None = Field(None, ge=1, description="and after every this many steps")
+
+
 class Placement(_Strict):
     """How many replicas run and what each of them takes."""
 
-    replicas: int = Field(1, ge=0, le=1024)
+    replicas: int = Field(1, ge=1, le=1024)
     num_cpus: float = Field(1, ge=0)
     num_gpus: float = Field(0, ge=0)
     slots: int = Field(1, ge=1, le=64, description="jobs resident in one replica at once")
@@ -171,6 +178,7 @@ class Model(_Strict):
     video: VideoLimits
     cost: CostTable
     placement: Placement = Placement()
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
 
 
 class Catalog:

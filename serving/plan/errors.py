@@ -4,7 +4,7 @@
     ├── RequestError              the caller can mend it; nothing was written
     │   ├── InvalidRequest        400  a field is wrong; ``param`` names it
     │   ├── NotAuthenticated      401  no key, or a key nobody knows
-    │   ├── NotPermitted          403  a key that may not do this
+    │   ├── NotPermitted          403  a key, or a signed URL, that may not do this
     │   ├── NotFound              404  no such thing, or it belongs to somebody else
     │   ├── PayloadTooLarge       413  the body is larger than the limit
     │   └── QueueFull             429  the pool holds as many jobs as it may
@@ -14,7 +14,11 @@
     │   ├── InvalidOutput         the model made something that is not a picture
     │   ├── DeliveryFailed        the clip could not be encoded or stored
     │   ├── ReplicaLost           every attempt ended with the replica gone
+    │   ├── Expired               it waited longer than the queue keeps a job
     │   └── Cancelled             its owner did not want it any more
+    ├── CheckpointError           a checkpoint cannot be resumed from; the job starts over
+    │   ├── CheckpointCorrupt     its bytes are not what was written
+    │   └── CheckpointForeign     written by other weights, code or hardware, or another version
     ├── StaleLease                the job is no longer ours; drop it and write nothing
     └── ConfigError               a file or setting is wrong; it says which and how
 
@@ -65,7 +69,7 @@ class NotAuthenticated(RequestError):
 
 
 class NotPermitted(RequestError):
-    """The key is known and may not do this."""
+    """The key is known and may not do this, or a signed URL is not valid (any more)."""
 
     status = 403
     code = "permission_denied"
@@ -134,10 +138,34 @@ class ReplicaLost(GenerationError):
     code = "replica_lost"
 
 
+class Expired(GenerationError):
+    """It waited longer than the queue keeps a job."""
+
+    code = "expired"
+
+
 class Cancelled(GenerationError):
     """Its owner did not want it any more."""
 
     code = "cancelled"
+
+
+class CheckpointError(ReelserveError):
+    """A checkpoint cannot be resumed from; the job starts over. ``code`` is what is counted."""
+
+    code = "checkpoint_missing"
+
+
+class CheckpointCorrupt(CheckpointError):
+    """Its bytes are not what was written."""
+
+    code = "checkpoint_corrupt"
+
+
+class CheckpointForeign(CheckpointError):
+    """Written by other weights, code or hardware, or in another version of the format."""
+
+    code = "checkpoint_foreign"
 
 
 class StaleLease(ReelserveError):

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from serving.plan.catalog import Model
 from serving.plan.clip import ClipSpec
 
+DRAIN_S_MIN = 10.0
+"""Flushing a checkpoint and the last writes to Redis, on a busy machine."""
+
 POLL_MS_MIN = 250
 POLL_MS_MAX = 10_000
 POLLS_PER_WAIT = 12
@@ -55,6 +58,38 @@ def estimate(model: Model, spec: ClipSpec) -> Estimate:
         decode_s=cost.decode_s_per_mpixel * rendered / 1e6,
         deliver_s=cost.deliver_s_per_mpixel * spec.width * spec.height * spec.frames / 1e6,
     )
+
+
+def worst_case(model: Model) -> Estimate:
+    """The longest stages any request for this model can have."""
+    limits = model.video
+    return max(
+        (
+            estimate(
+                model,
+                ClipSpec.resolve(
+                    model,
+                    prompt="x",
+                    seed=0,
+                    size=size,
+                    seconds=max(limits.seconds),
+                    fps=limits.fps.max,
+                    guidance_scale=limits.guidance_scale.max,
+                ),
+            )
+            for size in limits.sizes
+        ),
+        key=lambda cost: cost.step_s,
+    )
+
+
+def drain_s(model: Model) -> float:
+    """How long a replica may take to hand its jobs back: a step, and a delivery that has begun.
+
+    The margin is threefold, because estimates may be that wrong before anything was measured.
+    """
+    longest = worst_case(model)
+    return DRAIN_S_MIN + 3 * (max(longest.step_s, longest.encode_s) + longest.deliver_s)
 
 
 def poll_after_ms(remaining_ms: int) -> int:

@@ -9,15 +9,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
 
 START_S_MAX = 120
 STOP_S_MAX = 90
 REELSERVE = Path(sys.executable).with_name("reelserve")
+
+
+REDEPLOY = """
+import sys
+import ray
+from deployments.application import deploy
+from deployments.settings import StackSettings
+ray.init(address=sys.argv[1], log_to_driver=False)
+deploy(StackSettings.load(), timeout_s=90)
+"""
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,7 @@ class Stack:
     api_key: str
     admin_key: str | None
     log_dir: Path
+    ray_address: str
 
     @property
     def client_env(self) -> dict[str, str]:
@@ -39,7 +52,33 @@ class Stack:
 
     def processes(self) -> list[psutil.Process]:
         """Everything the stack runs, Redis and Ray included."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        return list(psutil.Process(self.process.pid).children(recursive=True))
+
+    def named(self, text: str) -> list[psutil.Process]:
+        """Those whose command line has ``text`` in it; Ray names its actors there."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                if text in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    def client(self) -> httpx.Client:
+        """An HTTP client with the local user's key."""
+        headers = {"authorization": f"Bearer {self.api_key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30)
+
+    def redeploy(self) -> None:
+        """Deploy the application again, as the stack's settings and catalog are now."""
+        replica = self.named("ray::ServeReplica")[0]
+        env = {
+            name: value
+            for name, value in replica.environ().items()
+            if name.startswith(("REELSERVE_", "RAY_AUTH", "RAY_SERVE", "PATH", "HOME"))
+        }
+        subprocess.run(
+            [sys.executable, "-c", REDEPLOY, self.ray_address], env=env, check=True, timeout=120
+        )
 
     def interrupt(self) -> int:
         """Ctrl-C; the exit code once it is down."""
@@ -93,7 +132,14 @@ def _ready(process: subprocess.Popen[str], log: Path) -> Stack:
     line = process.stdout.readline()
     assert line, f"reelserve up ended with {process.wait(STOP_S_MAX)}:\n{log.read_text()}"
     said = json.loads(line)
-    return Stack(process, said["url"], said["api_key"], said["admin_key"], Path(said["log_dir"]))
+    return Stack(
+        process,
+        said["url"],
+        said["api_key"],
+        said["admin_key"],
+        Path(said["log_dir"]),
+        said["ray_address"],
+    )
 
 
 def gone(processes: list[psutil.Process], seconds: float = 10) -> list[psutil.Process]:
@@ -105,3 +151,29 @@ def gone(processes: list[psutil.Process], seconds: float = 10) -> list[psutil.Pr
             return []
         time.sleep(0.1)
     return alive
+
+
+def create(client: httpx.Client, **fields: Any) -> str:
+    """Submit a small clip; its id."""
+    body = {"prompt": "x", "seconds": 1, "steps": 2, **fields}
+    answer = client.post("/v1/videos", json=body)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+def wait_for(client: httpx.Client, video_id: str, seconds: float = 90) -> dict[str, Any]:
+    """The video once it has ended. What hits the stack meanwhile may cost an answer or two."""
+    deadline = time.monotonic() + seconds
+    last: object = None
+    while time.monotonic() < deadline:
+        try:
+            answer = client.get(f"/v1/videos/{video_id}")
+            answer.raise_for_status()
+            video: dict[str, Any] = answer.json()
+            if video["status"] not in ("queued", "in_progress"):
+                return video
+            last = video
+        except httpx.HTTPError as error:
+            last = error
+        time.sleep(0.1)
+    raise AssertionError(f"{video_id} has not ended: {last}")

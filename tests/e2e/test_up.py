@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import yaml
 
-from tests.e2e.stacks import REELSERVE, Stack, clean_env, gone, up
+from tests.e2e.stacks import REELSERVE, Stack, clean_env, create, gone, up, wait_for
 
 ROOT = Path(__file__).parents[2]
 
 
-def client_of(stack: Stack) -> httpx.Client:
-    return httpx.Client(
-        base_url=stack.url, headers={"authorization": f"Bearer {stack.api_key}"}, timeout=30
-    )
-
-
-def create(client: httpx.Client, **fields: Any) -> str:
-    answer = client.post("/v1/videos", json={"prompt": "x", "seconds": 1, "steps": 2, **fields})
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["id"])
-
-
-def wait_for(client: httpx.Client, video_id: str) -> dict[str, Any]:
-    for _ in range(600):
-        video: dict[str, Any] = client.get(f"/v1/videos/{video_id}").json()
-        if video["status"] not in ("queued", "in_progress"):
-            return video
-        time.sleep(0.1)
-    raise AssertionError(f"still {video['status']} after a minute: {video}")
-
-
 def test_a_restart_keeps_jobs_clips_and_keys_and_leaves_nothing_running(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
-    with up(data_dir) as stack, client_of(stack) as client:
+    with up(data_dir) as stack, stack.client() as client:
         done = create(client)
         assert wait_for(client, done)["status"] == "completed"
         clip = client.get(f"/v1/videos/{done}/content").content
@@ -54,12 +36,54 @@ def test_a_restart_keeps_jobs_clips_and_keys_and_leaves_nothing_running(tmp_path
         assert gone(everything) == []
         assert stack.admin_key is not None
 
-    with up(data_dir) as again, client_of(again) as client:
+    with up(data_dir) as again, again.client() as client:
         assert (again.api_key, again.admin_key) == (stack.api_key, None)
         assert client.get(f"/v1/videos/{done}/content").content == clip
         for video_id in (running, *queued):
             assert wait_for(client, video_id)["status"] == "completed"
         assert client.get(f"/v1/videos/{running}").json()["attempts"] == 1
+
+
+def test_what_a_person_sees(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"data_dir: {tmp_path / 'data'}\nport: 0\ningress_replicas: 1\n")
+    process = subprocess.Popen(
+        [str(REELSERVE), "up", "--config", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**clean_env(), "REELSERVE_ADMIN_KEY": "my-admin-key"},
+    )
+    assert process.stdout is not None
+    try:
+        said = ""
+        while "Ctrl-C" not in said:
+            line = process.stdout.readline()
+            assert line, process.communicate()[1]
+            said += line
+        url = re.search(r"^reelserve ready at (http://\S+)$", said, re.MULTILINE)
+        assert url is not None
+        assert re.search(r"^API key: rsk_", said, re.MULTILINE)
+        assert "dmin key" not in said, "it was given one"
+        admin = {"authorization": "Bearer my-admin-key"}
+        assert httpx.get(f"{url[1]}/v1/admin/keys", headers=admin).status_code == 200
+        # The curl line works as it stands: here without curl, which not every machine has.
+        line = said[said.index("curl ") : said.index("or, in another")].replace("\\\n", " ")
+        words = shlex.split(line)
+        flags = list(zip(words[2::2], words[3::2], strict=True))
+        headers = dict(value.split(": ", 1) for flag, value in flags if flag == "-H")
+        body = dict(flags)["-d"]
+        answer = httpx.post(words[1], headers=headers, content=body)
+        assert answer.status_code == 200, answer.text
+        # A terminal's Ctrl-C goes to the whole group.
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_data_directory_serves_one_stack_at_a_time(stack: Stack) -> None:

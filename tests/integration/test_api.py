@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import httpx
 import pytest
@@ -14,13 +15,11 @@ import pytest_asyncio
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from serving.api import ApiSettings, Services, create_app
-from serving.api.keys import Keys
-from serving.jobs.job import Phase
-from serving.jobs.queue import CELL, JobQueue
+from serving.api import ApiSettings, Keys, Services, UrlSigner, create_app
+from serving.jobs import CELL, Cell, JobQueue, JobSettings, Leases, Phase
 from serving.media import ArtifactStore, open_store
 from serving.plan.catalog import Catalog, Model
-from serving.plan.errors import ModelFailed
+from serving.plan.errors import ModelFailed, NotPermitted
 from tests.jobs import LEASE_MS, leased
 
 pytestmark = pytest.mark.asyncio
@@ -55,11 +54,12 @@ async def serving(services: Services) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 def services(redis: Redis, store: ArtifactStore, demo_model: Model) -> Services:
     return Services(
-        queue=JobQueue(redis),
+        queue=JobQueue(Cell(redis), JobSettings(queue_max=5)),
         store=store,
         keys=Keys(redis, CELL, SecretStr(ADMIN)),
+        signer=UrlSigner(redis, CELL, 60),
         catalog=Catalog([demo_model]),
-        settings=ApiSettings(body_bytes_max=100_000, queue_max=5),
+        settings=ApiSettings(body_bytes_max=100_000, cors_origins=["https://front.example"]),
     )
 
 
@@ -85,9 +85,9 @@ async def create(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
     return video
 
 
-async def complete(services: Services) -> str:
+async def complete(services: Services, leases: Leases) -> str:
     """Play the replica: lease the next job, store a clip, finish."""
-    job = await leased(services.queue)
+    job = await leased(leases)
     artifacts = {
         "video": ("video.mp4", "video/mp4", CLIP),
         "thumbnail": ("thumbnail.jpg", "image/jpeg", b"thumb"),
@@ -99,7 +99,7 @@ async def complete(services: Services) -> str:
         await services.store.put_bytes(key, data, kind)
         result["artifacts"][variant] = {"key": key, "content_type": kind, "size_bytes": len(data)}
     result["stages"] = {"encode_s": 0.1, "denoise_s": 0.2, "decode_s": 0.3, "store_s": 0.4}
-    await services.queue.complete(job, result)
+    await leases.complete(job, result)
     return job.id
 
 
@@ -139,6 +139,12 @@ async def test_forms_carry_the_same_fields_as_text(ann: httpx.AsyncClient, kind:
         answer = await ann.post("/v1/videos", data=fields)
     video = answer.json()
     assert (video["seconds"], video["seed"], video["guidance_scale"]) == ("2", 5, 2.5)
+
+
+async def test_a_bracketed_form_is_read_as_nested_and_named(ann: httpx.AsyncClient) -> None:
+    form = {"prompt": (None, "x"), "input_reference[image_url]": (None, "https://x.example/a.png")}
+    error = error_of(await ann.post("/v1/videos", files=form), 400)
+    assert (error["code"], error["param"]) == ("unknown_parameter", "input_reference")
 
 
 async def test_an_alias_is_echoed_as_the_model(ann: httpx.AsyncClient) -> None:
@@ -230,10 +236,10 @@ async def test_no_key_or_a_wrong_key_is_401(anyone: httpx.AsyncClient, header: s
 
 
 async def test_another_users_video_is_404_everywhere(
-    ann: httpx.AsyncClient, services: Services
+    ann: httpx.AsyncClient, services: Services, leases: Leases
 ) -> None:
     await create(ann)
-    video_id = await complete(services)
+    video_id = await complete(services, leases)
     _, key = await services.keys.create("bob")
     bob = {"authorization": f"Bearer {key}"}
     for method, path in (
@@ -285,16 +291,14 @@ async def test_the_stored_admin_key_works_until_one_is_configured(redis: Redis) 
 
 
 async def test_a_running_video_shows_where_it_is(
-    ann: httpx.AsyncClient, services: Services
+    ann: httpx.AsyncClient, services: Services, leases: Leases
 ) -> None:
     await create(ann, steps=4, model="demo-wan")
     second = await create(ann)
     assert second["queue_position"] == 1
     alone_s = second["eta_seconds"] / 2
-    job = await leased(services.queue)
-    await services.queue.heartbeat(
-        job, lease_ms=LEASE_MS, phase=Phase.DENOISE, step=2, remaining_ms=24_000
-    )
+    job = await leased(leases)
+    await leases.heartbeat(job, lease_ms=LEASE_MS, phase=Phase.DENOISE, step=2, remaining_ms=24_000)
     answer = await ann.get(f"/v1/videos/{job.id}")
     video = answer.json()
     assert (video["status"], video["progress"], video["phase"]) == ("in_progress", 50, "denoise")
@@ -306,11 +310,11 @@ async def test_a_running_video_shows_where_it_is(
 
 
 async def test_a_failed_video_is_200_and_says_why(
-    ann: httpx.AsyncClient, services: Services
+    ann: httpx.AsyncClient, services: Services, leases: Leases
 ) -> None:
     await create(ann)
-    job = await leased(services.queue)
-    await services.queue.fail(job, ModelFailed("try fewer steps"))
+    job = await leased(leases)
+    await leases.fail(job, ModelFailed("try fewer steps"))
     answer = await ann.get(f"/v1/videos/{job.id}")
     assert answer.status_code == 200
     assert answer.json()["status"] == "failed"
@@ -320,10 +324,10 @@ async def test_a_failed_video_is_200_and_says_why(
 
 
 async def test_a_completed_video_has_its_timings(
-    ann: httpx.AsyncClient, services: Services
+    ann: httpx.AsyncClient, services: Services, leases: Leases
 ) -> None:
     await create(ann)
-    video = (await ann.get(f"/v1/videos/{await complete(services)}")).json()
+    video = (await ann.get(f"/v1/videos/{await complete(services, leases)}")).json()
     assert (video["status"], video["progress"], video["size_bytes"]) == (
         "completed",
         100,
@@ -370,9 +374,9 @@ async def test_models_say_what_they_can_make(ann: httpx.AsyncClient) -> None:
 
 
 @pytest_asyncio.fixture
-async def content_url(ann: httpx.AsyncClient, services: Services) -> str:
+async def content_url(ann: httpx.AsyncClient, services: Services, leases: Leases) -> str:
     await create(ann)
-    return f"/v1/videos/{await complete(services)}/content"
+    return f"/v1/videos/{await complete(services, leases)}/content"
 
 
 async def test_three_variants_with_their_types(ann: httpx.AsyncClient, content_url: str) -> None:
@@ -412,24 +416,92 @@ async def test_content_before_the_end_is_refused(ann: httpx.AsyncClient) -> None
     assert error["code"] == "video_not_ready"
 
 
+async def test_a_signed_url_works_without_a_key_for_this_file_alone(
+    ann: httpx.AsyncClient, content_url: str
+) -> None:
+    video = (await ann.get(content_url.removesuffix("/content"))).json()
+    del ann.headers["authorization"]
+    for variant, data in (("video", CLIP), ("thumbnail", b"thumb"), ("spritesheet", b"sheet")):
+        assert (await ann.get(video["content_urls"][variant])).content == data
+    url = video["content_urls"]["thumbnail"]
+    part = await ann.get(url, headers={"range": "bytes=0-1"})
+    assert (part.status_code, part.content) == (206, b"th")
+    for forged in (
+        url.replace("variant=thumbnail", "variant=video"),
+        url.replace("expires=1", "expires=2"),
+        url.partition("&expires")[0] + "&signature" + url.partition("&signature")[2],
+        url[:-1] + ("0" if url[-1] != "0" else "1"),
+        url.replace("/video_", "/video_0"),
+    ):
+        assert error_of(await ann.get(forged), 403)["code"] == "invalid_signature", forged
+    assert error_of(await ann.get(content_url), 401)
+
+
+async def test_a_signed_url_expires(services: Services) -> None:
+    query = parse_qs(await services.signer.sign("video_x", "video", now_s=1000))
+    expires, signature = int(query["expires"][0]), query["signature"][0]
+    assert 1060 <= expires <= 1000 + 60 + 900
+    await services.signer.check("video_x", "video", expires, signature, now_s=expires)
+    with pytest.raises(NotPermitted, match="expired"):
+        await services.signer.check("video_x", "video", expires, signature, now_s=expires + 1)
+
+
+async def test_media_is_not_compressed(ann: httpx.AsyncClient, content_url: str) -> None:
+    answer = await ann.get(content_url, headers={"accept-encoding": "gzip, deflate, br"})
+    assert "content-encoding" not in answer.headers
+    assert answer.headers["content-length"] == str(len(CLIP))
+
+
+async def test_pages_of_configured_origins_may_call(ann: httpx.AsyncClient) -> None:
+    asks = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization, x-stainless-lang",
+    }
+    for origin, allowed in (("https://front.example", True), ("https://other.example", False)):
+        preflight = await ann.options("/v1/videos", headers={"origin": origin, **asks})
+        assert (preflight.status_code == 200) is allowed
+        answer = await ann.get("/v1/videos", headers={"origin": origin})
+        assert answer.status_code == 200
+        assert (answer.headers.get("access-control-allow-origin") == origin) is allowed
+    exposed = (await ann.get("/v1/videos", headers={"origin": "https://front.example"})).headers
+    assert "openai-poll-after-ms" in exposed["access-control-expose-headers"]
+
+
 # Ending.
 
 
 async def test_cancel_and_delete(
-    ann: httpx.AsyncClient, services: Services, store: ArtifactStore
+    ann: httpx.AsyncClient, services: Services, leases: Leases, store: ArtifactStore
 ) -> None:
     video_id = (await create(ann))["id"]
     for _ in range(2):
         video = (await ann.post(f"/v1/videos/{video_id}/cancel")).json()
         assert (video["status"], video["error"]["code"]) == ("cancelled", "cancelled")
     await create(ann)
-    done = await complete(services)
+    done = await complete(services, leases)
     late = await ann.post(f"/v1/videos/{done}/cancel")
     assert error_of(late, 400)["code"] == "video_already_ended"
     deleted = (await ann.delete(f"/v1/videos/{done}")).json()
     assert deleted == {"id": done, "object": "video.deleted", "deleted": True}
     assert [info.key async for info in store.list()] == []
     assert error_of(await ann.get(f"/v1/videos/{done}"), 404)
+    again = await ann.delete(f"/v1/videos/{done}")
+    assert again.json() == deleted, "a client that lost the answer tries again"
+
+
+async def test_deleting_while_listing_reaches_every_page(ann: httpx.AsyncClient) -> None:
+    ids = [(await create(ann))["id"] for _ in range(5)]
+    seen, after = [], None
+    while True:
+        params = {"limit": "2", **({"after": after} if after else {})}
+        page = (await ann.get("/v1/videos", params=params)).json()
+        for video in page["data"]:
+            seen.append(video["id"])
+            assert (await ann.delete(f"/v1/videos/{video['id']}")).status_code == 200
+        if not page["has_more"]:
+            break
+        after = page["last_id"]
+    assert seen == ids[::-1]
 
 
 # Operation.
@@ -444,9 +516,11 @@ async def test_probes_metrics_and_docs_need_no_key(anyone: httpx.AsyncClient) ->
     assert set(body) == {"application/json", "multipart/form-data"}
 
 
-async def test_metrics_count_what_happened(ann: httpx.AsyncClient, services: Services) -> None:
+async def test_metrics_count_what_happened(
+    ann: httpx.AsyncClient, services: Services, leases: Leases
+) -> None:
     await create(ann)
-    await complete(services)
+    await complete(services, leases)
     await create(ann)
     text = (await ann.get("/metrics")).text
     assert 'reelserve_jobs_queued{model="demo-wan"} 1.0' in text
@@ -474,7 +548,14 @@ async def test_redis_away_is_503_and_not_ready(
     services: Services, store: ArtifactStore, demo_model: Model
 ) -> None:
     away: Redis = Redis(port=1, decode_responses=True)
-    lost = Services(JobQueue(away), store, Keys(away, CELL), services.catalog, services.settings)
+    lost = Services(
+        JobQueue(Cell(away)),
+        store,
+        Keys(away, CELL),
+        UrlSigner(away, CELL, 60),
+        services.catalog,
+        services.settings,
+    )
     async with serving(lost) as client:
         headers = {"authorization": "Bearer rsk_000000000000_" + "0" * 40}
         for path in ("/readyz", "/metrics", "/v1/videos"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,8 +15,7 @@ import pytest
 import pytest_asyncio
 
 from deployments.worker import Worker
-from serving.jobs.job import Job, State
-from serving.jobs.queue import JobQueue
+from serving.jobs import Cell, Job, JobQueue, JobSettings, State
 from serving.media import ArtifactStore, open_store
 from serving.models.family import Denoising, Family, Frames
 from serving.models.load import load_family
@@ -36,9 +37,9 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 @asynccontextmanager
 async def running(
-    model: Model, family: Family, queue: JobQueue, store: ArtifactStore
+    model: Model, family: Family, cell: Cell, store: ArtifactStore
 ) -> AsyncIterator[Worker]:
-    worker = Worker(model, family, queue, store, "r1")
+    worker = Worker(model, family, cell, store, "r1", JobSettings(lease_s_min=1))
     task = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -50,9 +51,9 @@ async def running(
 
 @pytest_asyncio.fixture
 async def worker(
-    demo_model: Model, family: Family, queue: JobQueue, store: ArtifactStore
+    demo_model: Model, family: Family, cell: Cell, store: ArtifactStore
 ) -> AsyncIterator[Worker]:
-    async with running(demo_model, family, queue, store) as worker:
+    async with running(demo_model, family, cell, store) as worker:
         yield worker
 
 
@@ -116,17 +117,17 @@ async def test_a_cancelled_run_stops_at_the_next_step_and_the_next_job_runs(
 
 
 async def test_a_drained_worker_hands_its_job_back_and_another_finishes_it(
-    demo_model: Model, family: Family, queue: JobQueue, store: ArtifactStore
+    demo_model: Model, family: Family, cell: Cell, queue: JobQueue, store: ArtifactStore
 ) -> None:
     job = await submit(queue, steps=100)
 
     async def stepping() -> bool:
         return (await queue.get(job.id, user="ann")).step > 0
 
-    async with running(demo_model, family, queue, store):
+    async with running(demo_model, family, cell, store):
         await until(stepping)
     assert (await queue.get(job.id, user="ann")).state is State.QUEUED
-    async with running(demo_model, family, queue, store):
+    async with running(demo_model, family, cell, store):
         done = await ended(queue, job)
     assert (done.state, done.attempts) == (State.COMPLETED, 1)
 
@@ -155,26 +156,67 @@ class Broken:
 async def test_a_poison_request_fails_alone_with_a_reason(
     demo_model: Model,
     family: Family,
+    cell: Cell,
     queue: JobQueue,
     store: ArtifactStore,
     prompt: str,
     code: str,
 ) -> None:
-    async with running(demo_model, Broken(family), queue, store) as worker:
+    async with running(demo_model, Broken(family), cell, store) as worker:
         failed = await ended(queue, await submit(queue, prompt=prompt))
         assert (failed.state, failed.error["code"]) == (State.FAILED, code)
         assert len(failed.error["message"]) > 20
         assert (await ended(queue, await submit(queue))).state is State.COMPLETED
-        assert worker.healthy
+        worker.check()
 
 
 async def test_a_store_that_refuses_fails_the_job_with_a_reason(
-    demo_model: Model, family: Family, queue: JobQueue, tmp_path: Path
+    demo_model: Model, family: Family, cell: Cell, queue: JobQueue, tmp_path: Path
 ) -> None:
     folder = tmp_path / "full"
     store = open_store(folder.as_uri())
     folder.rmdir()
     folder.write_text("a file where the folder was")
-    async with running(demo_model, family, queue, store):
+    async with running(demo_model, family, cell, store):
         failed = await ended(queue, await submit(queue))
     assert (failed.state, failed.error["code"]) == (State.FAILED, "delivery_failed")
+
+
+async def test_files_that_cannot_be_opened_cost_the_pool_no_slot(
+    worker: Worker, queue: JobQueue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    failed = await ended(queue, await submit(queue))
+    assert (failed.state, failed.error["code"]) == (State.FAILED, "delivery_failed")
+    monkeypatch.undo()
+    assert (await ended(queue, await submit(queue))).state is State.COMPLETED
+
+
+class Hanging(Broken):
+    """Steps that do not come back until they are told to."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family)
+        self.release = threading.Event()
+
+    def step(self, batch: Sequence[Denoising]) -> None:
+        self.release.wait()
+        super().step(batch)
+
+
+async def test_a_hung_engine_makes_its_worker_unhealthy(
+    demo_model: Model, family: Family, cell: Cell, queue: JobQueue, store: ArtifactStore
+) -> None:
+    hanging = Hanging(family)
+    async with running(demo_model, hanging, cell, store) as worker:
+        await submit(queue)
+
+        async def unhealthy() -> bool:
+            try:
+                worker.check()
+            except RuntimeError as error:
+                return "hangs" in str(error)
+            return False
+
+        await until(unhealthy)
+        hanging.release.set()

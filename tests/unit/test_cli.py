@@ -496,7 +496,15 @@ def test_revoking_by_the_key_sends_only_its_id(api: Script) -> None:
 
 
 def test_status_shows_each_pool(api: Script) -> None:
-    pool = {"queued": 3, "in_progress": 1, "oldest_wait_s": 4.5, "ended": {"completed": 12}}
+    replica = {"id": "abc", "host": "gpu1", "pid": 7, "slots": 4, "free": 3, "age_s": 61.0}
+    pool = {
+        "queued": 3,
+        "in_progress": 1,
+        "oldest_wait_s": 4.5,
+        "ended": {"completed": 12},
+        "counts": {"resumed": 2},
+        "replicas": [replica],
+    }
     api.on("GET /readyz", Answer({"status": "ready"}))
     api.on("GET /v1/status", Answer({"object": "status", "pools": {"demo-wan": pool}}))
 
@@ -504,6 +512,8 @@ def test_status_shows_each_pool(api: Script) -> None:
 
     assert "demo-wan" in people.stdout
     assert "4.5 s" in people.stdout
+    assert "gpu1, pid 7" in people.stdout
+    assert "resumed 2" in people.stdout
     assert json.loads(machines.stdout)["ready"] is True
     assert json.loads(machines.stdout)["pools"]["demo-wan"] == pool
 

@@ -1,7 +1,12 @@
 -- delete(id, user, error) -> 1, or 0 if this user has no such job
 -- Removes the record. One that was still active is cancelled first, so it is counted once.
+-- Safe to repeat after a lost answer: for an hour a deleted job is known to have been.
 local id, user, error = ARGV[1], ARGV[2], ARGV[3]
 local got = redis.call('HMGET', key('job', id), 'user', 'pool', 'state')
+if not got[1] then
+  local gone = redis.call('GET', key('gone', id)) or ''
+  return string.match(gone, '^%d+ (.*)$') == user and 1 or 0
+end
 if got[1] ~= user then
   return 0
 end
@@ -9,6 +14,5 @@ if got[3] == 'queued' or got[3] == 'in_progress' then
   finish(id, got[2], 'cancelled', 'error', error)
   drop_run(id, got[2])
 end
-redis.call('DEL', key('job', id))
-redis.call('ZREM', key('user', user, 'jobs'), id)
+forget(id)
 return 1

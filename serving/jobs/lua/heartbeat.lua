@@ -4,8 +4,7 @@ local id, fence, pool, lease_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 if not fence_holds(id, fence) then
   return 0
 end
-local until_ms = now_ms() + lease_ms
-redis.call('HSET', key('job', id), 'lease_until_ms', until_ms,
+redis.call('HSET', key('job', id), 'lease_ms', lease_ms,
   'phase', ARGV[5], 'step', ARGV[6], 'remaining_ms', ARGV[7])
-redis.call('ZADD', key('leased', pool), until_ms, id)
+lease_until(id, pool, now_ms() + lease_ms)
 return 1

@@ -5,5 +5,6 @@ if not fence_holds(id, fence) then
   return 0
 end
 redis.call('HINCRBY', key('job', id), 'attempts', -1)
+count(pool, 'yielded')
 requeue(id, pool)
 return 1

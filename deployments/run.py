@@ -1,0 +1,302 @@
+"""One leased job, from its lease to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from deployments.checkpoints import load_checkpoint, save_checkpoint
+from deployments.clip_files import ClipFiles
+from serving.engine import (
+    Began,
+    Decoded,
+    Denoised,
+    Dropped,
+    Engine,
+    EngineClosed,
+    Event,
+    Failed,
+    FramesReady,
+    Saved,
+    Snapshot,
+    Stepped,
+    Yielded,
+)
+from serving.jobs import Job, Leases, Phase
+from serving.media import ArtifactStore, EncodeError, StoreError
+from serving.plan.errors import (
+    CheckpointError,
+    DeliveryFailed,
+    GenerationError,
+    ModelFailed,
+    ServiceUnavailable,
+    StaleLease,
+)
+from serving.plan.estimate import Estimate
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 0.25
+"""Progress is written at most this often; steps may take a millisecond."""
+LEASE_PER_STAGE = 20
+"""A lease outlives this many estimated steps, so that a slow one does not lose its job."""
+RETRY_S_MAX = 5.0
+
+
+class JobRun:
+    """Follows one job through the engine and delivers its clip.
+
+    The engine's events arrive by :meth:`receive`. ``left_engine`` is called once, when the
+    engine is done with the job and only delivery remains.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        estimate: Estimate,
+        fingerprint: str,
+        lease_s_min: float,
+        leases: Leases,
+        store: ArtifactStore,
+        engine: Engine,
+        left_engine: Callable[[], None],
+    ) -> None:
+        self.job = job
+        self._estimate = estimate
+        self._fingerprint = fingerprint
+        self._lease_s_min = lease_s_min
+        self._leases = leases
+        self._store = store
+        self._engine = engine
+        self._left_engine = left_engine
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._keeping: asyncio.Task[None] | None = None
+        self._stages: dict[str, float] = {}
+        self._heartbeat_at = 0.0
+        self._released = False
+        self._step = 0
+        self._step_s = 0.0
+
+    @property
+    def lease_s(self) -> float:
+        """How long the run may go without progress."""
+        cost = self._estimate
+        stage_s = max(self._step_s, cost.step_s, cost.encode_s, cost.decode_s, cost.deliver_s)
+        return max(self._lease_s_min, LEASE_PER_STAGE * stage_s)
+
+    @property
+    def id(self) -> str:
+        """Names this attempt: the fence sets it apart from an earlier one still winding down."""
+        return f"{self.job.id}/{self.job.fence}"
+
+    def receive(self, event: Event) -> None:
+        self._events.put_nowait(event)
+
+    async def serve(self) -> None:
+        """Run the job to its end and record how it ended. Never raises."""
+        try:
+            await self._generate()
+        except StaleLease:
+            log.info("%s is no longer ours", self.id)
+            await self._discard()
+        except EngineClosed:
+            with suppress(StaleLease):
+                await until_answered(lambda: self._leases.give_back(self.job))
+        except GenerationError as error:
+            log.warning("%s failed: %s", self.id, error)
+            await self._fail(error)
+        except Exception as error:
+            # A defect of ours: the job fails alone, and says so, rather than hang.
+            log.exception("%s failed unexpectedly", self.id)
+            await self._fail(ModelFailed(f"Unexpected {type(error).__name__}."))
+
+    async def _generate(self) -> None:
+        """From the lease to the stored clip, or to the job's return to the queue."""
+        try:
+            result = await self._run_and_store()
+        except (EncodeError, StoreError, OSError) as error:
+            raise DeliveryFailed(
+                "The clip could not be encoded or stored. Submit it again; if it happens "
+                "again, tell the operator."
+            ) from error
+        finally:
+            self._release_engine()
+        if result is None:
+            await until_answered(lambda: self._leases.give_back(self.job))
+            return
+        result["stages"] = self._stages
+        await until_answered(lambda: self._leases.complete(self.job, result))
+        await self._remove_leftovers()
+
+    async def _run_and_store(self) -> dict[str, Any] | None:
+        """What the job's result records; None if the run yielded."""
+        with ClipFiles(self.job.spec) as files:
+            self._engine.submit(self.id, self.job.spec, await self._resume())
+            finished = await self._follow(files)
+            if self._keeping:
+                await self._keeping
+            self._release_engine()
+            if not finished:
+                return None
+            began = time.perf_counter()
+            await self._heartbeat(Phase.STORE)
+            result = dict(await files.upload(self._store, self.id))
+            self._stages["store_s"] = time.perf_counter() - began
+            return result
+
+    def _release_engine(self) -> None:
+        """However it came to this, the engine has no more to do for this job."""
+        if not self._released:
+            self._released = True
+            self._engine.drop(self.id)
+            self._left_engine()
+
+    async def _follow(self, files: ClipFiles) -> bool:
+        """Follow the engine's events to the last frame; False if the run yielded."""
+        while True:
+            event = await self._events.get()
+            match event:
+                case Began():
+                    self._stages["encode_s"], self._step = event.encode_s, event.step
+                    await self._heartbeat(Phase.DENOISE)
+                case Stepped():
+                    self._step, self._step_s = event.step, event.step_s
+                    await self._heartbeat_if_due(Phase.DENOISE)
+                case Saved():
+                    self._keep(event.snapshot)
+                case Denoised():
+                    self._stages["denoise_s"] = event.denoise_s
+                    self._keep(event.snapshot)
+                    await self._heartbeat(Phase.DECODE)
+                case FramesReady():
+                    await files.write(event.frames)
+                    await self._heartbeat_if_due(Phase.DECODE)
+                case Decoded():
+                    self._stages.setdefault("denoise_s", 0.0)
+                    self._stages["decode_s"] = event.decode_s
+                    return True
+                case Yielded():
+                    await self._keep_last(event.snapshot)
+                    return False
+                case Dropped():
+                    raise StaleLease(self.id)
+                case Failed():
+                    raise _as_generation_error(event.error) from event.error
+
+    # Progress.
+
+    @property
+    def _remaining_ms(self) -> int:
+        """From this run's own step time once it has one."""
+        step_s = self._step_s or self._estimate.step_s
+        left_s = step_s * (self.job.spec.steps - self._step)
+        return max(1, round(1000 * (left_s + self._estimate.decode_s + self._estimate.deliver_s)))
+
+    async def _heartbeat_if_due(self, phase: Phase) -> None:
+        if time.monotonic() - self._heartbeat_at >= HEARTBEAT_S:
+            await self._heartbeat(phase)
+
+    async def _heartbeat(self, phase: Phase) -> None:
+        """Renew the lease because the run got further. A Redis that is away stops nothing."""
+        try:
+            await self._leases.heartbeat(
+                self.job,
+                lease_ms=int(1000 * self.lease_s),
+                phase=phase,
+                step=self._step,
+                remaining_ms=self._remaining_ms,
+            )
+        except ServiceUnavailable as error:
+            log.warning("%s: heartbeat: %s", self.id, error)
+        self._heartbeat_at = time.monotonic()
+
+    # Checkpoints.
+
+    async def _resume(self) -> Snapshot | None:
+        """Where an earlier attempt left off, if that can be trusted."""
+        if not self.job.checkpoint:
+            return None
+        try:
+            snapshot = await load_checkpoint(self._store, self.job, self._fingerprint)
+        except CheckpointError as error:
+            log.warning("%s starts over: %s", self.id, error)
+            await until_answered(partial(self._leases.refused, self.job, error))
+            return None
+        await until_answered(lambda: self._leases.resumed(self.job))
+        return snapshot
+
+    def _keep(self, snapshot: Snapshot) -> None:
+        """Store a snapshot beside the run; the engine makes no other until this one is kept."""
+        self._keeping = asyncio.create_task(self._store_snapshot(snapshot))
+
+    async def _keep_last(self, snapshot: Snapshot | None) -> None:
+        if self._keeping:
+            await self._keeping
+        if snapshot is not None:
+            await self._store_snapshot(snapshot)
+
+    async def _store_snapshot(self, snapshot: Snapshot) -> None:
+        """A snapshot that cannot be stored costs only the work since the one before."""
+        try:
+            key = await save_checkpoint(self._store, self.job, snapshot)
+            try:
+                obsolete = await self._leases.checkpoint(self.job, key, snapshot.step)
+            except StaleLease:
+                obsolete = key
+                self._engine.drop(self.id)
+            if obsolete:
+                await self._store.delete(obsolete)
+        except (StoreError, ServiceUnavailable) as error:
+            log.warning("%s: step %d is not saved: %s", self.id, snapshot.step, error)
+        finally:
+            self._engine.kept(self.id)
+
+    # Endings.
+
+    async def _fail(self, error: GenerationError) -> None:
+        with suppress(StaleLease):
+            await until_answered(lambda: self._leases.fail(self.job, error))
+        await self._discard()
+
+    async def _discard(self) -> None:
+        """Remove the clip files this attempt may have stored: no job refers to them."""
+        try:
+            await self._store.delete_prefix(self.id)
+        except StoreError as error:
+            log.warning("%s: could not discard files: %s", self.id, error)
+
+    async def _remove_leftovers(self) -> None:
+        """Once the clip is stored: checkpoints, and what earlier attempts may have uploaded."""
+        try:
+            async for info in self._store.list(self.job.id):
+                if not info.key.startswith(f"{self.id}/"):
+                    await self._store.delete(info.key)
+        except StoreError as error:
+            log.warning("%s: could not remove leftovers: %s", self.id, error)
+
+
+def _as_generation_error(error: Exception) -> GenerationError:
+    if isinstance(error, GenerationError):
+        return error
+    return ModelFailed(
+        f"The model failed on this request ({type(error).__name__}). "
+        "Other settings may work; the operator's log says more."
+    )
+
+
+async def until_answered(write: Callable[[], Awaitable[None]]) -> None:
+    """Repeat a write that records what was done until Redis answers: the work is worth it."""
+    delay_s = 0.1
+    while True:
+        try:
+            return await write()
+        except ServiceUnavailable as error:
+            log.warning("cannot record the state of a job yet: %s", error)
+            await asyncio.sleep(delay_s)
+            delay_s = min(RETRY_S_MAX, delay_s * 2)

@@ -1,0 +1,168 @@
+"""A clip's state at a step boundary, as bytes that can be trusted.
+
+A checkpoint is ``MAGIC``, a version, the SHA-256 of the rest, and a safetensors file whose
+metadata carries one JSON header. Nothing in it is executed when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from serving.models.family import Denoising
+from serving.plan.clip import ClipSpec
+from serving.plan.errors import CheckpointCorrupt, CheckpointForeign
+
+MAGIC = b"RSCKPT"
+VERSION = 1
+_HEAD = struct.Struct(f"<{len(MAGIC)}sH32s")
+_LATENTS = "latents"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a run needs to go on after ``step`` steps. Tensors are on the CPU and nobody else's.
+
+    ``fingerprint`` names the loaded model that made it. ``solver`` is the scheduler's state as
+    JSON, in which ``{"$tensor": name, …}`` stands for a tensor.
+    """
+
+    spec: ClipSpec
+    step: int
+    fingerprint: str
+    tensors: Mapping[str, torch.Tensor]
+    solver: Mapping[str, Any]
+
+
+def capture(run: Denoising, fingerprint: str) -> Snapshot:
+    """Copy a run's state to the CPU, on the engine's thread, between two steps."""
+    tensors = {_LATENTS: _to_cpu(run.latents)}
+    pristine = run.pristine_scheduler
+    solver = {
+        name: _encode(value, name, tensors)
+        for name, value in vars(run.scheduler).items()
+        if name not in pristine or not _same(value, pristine[name])
+    }
+    return Snapshot(run.spec, run.step, fingerprint, tensors, solver)
+
+
+def restore(snapshot: Snapshot, run: Denoising) -> None:
+    """Put a freshly begun run where the snapshot was taken."""
+    device = run.latents.device
+    run.latents = snapshot.tensors[_LATENTS].to(device)
+    run.step = snapshot.step
+    for name, value in snapshot.solver.items():
+        setattr(run.scheduler, name, _decode(value, snapshot.tensors, device))
+
+
+def pack(snapshot: Snapshot) -> bytes:
+    """The snapshot as a checkpoint. May run on any thread."""
+    header = json.dumps(
+        {
+            "spec": snapshot.spec.model_dump_json(),
+            "step": snapshot.step,
+            "fingerprint": snapshot.fingerprint,
+            "solver": snapshot.solver,
+        }
+    )
+    payload = save(dict(snapshot.tensors), metadata={"header": header})
+    return _HEAD.pack(MAGIC, VERSION, hashlib.sha256(payload).digest()) + payload
+
+
+def unpack(data: bytes, spec: ClipSpec, fingerprint: str) -> Snapshot:
+    """Read a checkpoint of this request for this loaded model.
+
+    Raises :class:`CheckpointCorrupt` if the bytes are not what was written, and
+    :class:`CheckpointForeign` if they are but belong to something else.
+    """
+    try:
+        magic, version, checksum = _HEAD.unpack_from(data)
+    except struct.error:
+        raise CheckpointCorrupt(f"a checkpoint of {len(data)} bytes is cut short") from None
+    if magic != MAGIC:
+        raise CheckpointCorrupt("this is no checkpoint")
+    if version != VERSION:
+        raise CheckpointForeign(f"checkpoint version {version}; this engine reads {VERSION}")
+    payload = data[_HEAD.size :]
+    if hashlib.sha256(payload).digest() != checksum:
+        raise CheckpointCorrupt("the checkpoint's checksum is wrong")
+    tensors, header = _read(payload)
+    if header["fingerprint"] != fingerprint:
+        raise CheckpointForeign(
+            f"made by a model with fingerprint {header['fingerprint']}; this one is {fingerprint}"
+        )
+    if header["spec"] != spec.model_dump_json():
+        raise CheckpointForeign("made for another request")
+    return Snapshot(spec, header["step"], fingerprint, tensors, header["solver"])
+
+
+def _read(payload: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    try:
+        length = int.from_bytes(payload[:8], "little")
+        metadata = json.loads(payload[8 : 8 + length])["__metadata__"]
+        return load(payload), json.loads(metadata["header"])
+    except (SafetensorError, ValueError, KeyError) as error:  # pragma: no cover
+        raise CheckpointCorrupt(f"the checkpoint cannot be read: {error}") from error
+
+
+def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _same(value: Any, before: Any) -> bool:
+    if isinstance(value, torch.Tensor) and isinstance(before, torch.Tensor):
+        return value is before
+    if isinstance(value, list) and isinstance(before, list):
+        return len(value) == len(before) and all(map(_same, value, before))
+    if isinstance(value, np.ndarray) or isinstance(before, np.ndarray):
+        return value is before
+    return type(value) is type(before) and bool(value == before)
+
+
+def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """``value`` as JSON; its tensors go to ``tensors`` under names that begin with ``name``."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case torch.Tensor():
+            tensors[name] = _to_cpu(value)
+            # Schedulers keep some tensors on the CPU on purpose.
+            return {"$tensor": name, "device": value.device.type}
+        case torch.Generator():
+            tensors[name] = value.get_state()
+            return {"$generator": name, "device": value.device.type}
+        case np.ndarray():
+            tensors[name] = torch.from_numpy(value.copy())
+            return {"$array": name}
+        case np.generic():
+            return value.item()
+        case list() | tuple():
+            items = [_encode(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]
+            return items if isinstance(value, list) else {"$tuple": items}
+    raise TypeError(f"the solver's {name} is a {type(value).__name__}, which has no place here")
+
+
+def _decode(value: Any, tensors: Mapping[str, torch.Tensor], device: torch.device) -> Any:
+    match value:
+        case {"$tensor": name, "device": kind}:
+            return tensors[name].to("cpu" if kind == "cpu" else device)
+        case {"$generator": name, "device": kind}:
+            generator = torch.Generator(kind if kind == "cpu" else device)
+            generator.set_state(tensors[name])
+            return generator
+        case {"$array": name}:
+            return tensors[name].numpy()
+        case {"$tuple": items}:
+            return tuple(_decode(item, tensors, device) for item in items)
+        case list():
+            return [_decode(item, tensors, device) for item in value]
+    return value

@@ -1,0 +1,96 @@
+"""A cell: one Redis, the names of its keys, and the scripts that change them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
+
+from serving.jobs.job import Job
+from serving.plan.errors import ConfigError, GenerationError, ServiceUnavailable
+
+log = logging.getLogger(__name__)
+
+CELL = "{reelserve}"
+SCHEMA = "1"
+"""Version of the keys and scripts. A change that old processes cannot live with raises it."""
+
+SCRIPTS = (
+    "submit",
+    "cancel",
+    "delete",
+    "lease",
+    "heartbeat",
+    "checkpoint",
+    "resume",
+    "yield",
+    "finish",
+    "announce",
+    "retire",
+    "tidy",
+    "recover",
+)
+
+
+class Cell:
+    """Over a Redis client that decodes responses.
+
+    Every script may be repeated with the same arguments after a lost answer. The client
+    library loads one again when Redis forgot it: a restart empties its script cache.
+    """
+
+    def __init__(self, redis: Redis, name: str = CELL) -> None:
+        # Its annotations say bytes or str; a client that decodes responses gives str.
+        self.redis: Any = redis
+        self.name = name
+        folder = files("serving.jobs") / "lua"
+        prelude = (folder / "_keys.lua").read_text()
+        self._scripts: dict[str, AsyncScript] = {
+            script: redis.register_script(prelude + (folder / f"{script}.lua").read_text())
+            for script in SCRIPTS
+        }
+
+    def key(self, *parts: str) -> str:
+        return ":".join((self.name, *parts))
+
+    async def run(self, script: str, *args: str | int) -> Any:
+        """``lua/<script>.lua``; :class:`ServiceUnavailable` if Redis does not answer."""
+        async with self.answers():
+            return await self._scripts[script](keys=[self.name], args=list(args))
+
+    async def run_for_job(self, script: str, *args: str | int) -> Job | None:
+        """A script that answers with a job's hash, or with nothing."""
+        flat = await self.run(script, *args)
+        return Job.from_hash(dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
+
+    @asynccontextmanager
+    async def answers(self) -> AsyncIterator[None]:
+        """Around commands: a Redis that is away becomes :class:`ServiceUnavailable`."""
+        try:
+            yield
+        except RedisError as error:
+            log.warning("redis: %s: %s", type(error).__name__, error)
+            raise ServiceUnavailable("The job store does not answer. Try again shortly.") from error
+
+    async def check_schema(self) -> None:
+        """Claim an empty Redis; :class:`ConfigError` if it is laid out for another version."""
+        async with self.answers():
+            await self.redis.set(self.key("schema"), SCHEMA, nx=True)
+            found = await self.redis.get(self.key("schema"))
+        if found != SCHEMA:
+            raise ConfigError(
+                f"this Redis holds data of schema {found} and this version reads schema {SCHEMA}; "
+                "finish the upgrade, or use another Redis"
+            )
+
+
+def error_json(error: GenerationError) -> str:
+    """An error as a job's hash keeps it."""
+    return json.dumps({"code": error.code, "message": error.message}, sort_keys=True)

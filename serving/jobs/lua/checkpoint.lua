@@ -1,0 +1,13 @@
+-- checkpoint(id, fence, file, step) -> {1, the file it replaces or ''}, or {0, ''} when stale
+-- The file is in the store already: from now on the next lease goes on from it. Repeated after
+-- a lost answer it replaces nothing.
+local id, fence, file, step = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+if not fence_holds(id, fence) then
+  return {0, ''}
+end
+local before = job_field(id, 'checkpoint') or ''
+if before == file then
+  before = ''
+end
+redis.call('HSET', key('job', id), 'checkpoint', file, 'checkpoint_step', step)
+return {1, before}
