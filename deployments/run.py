@@ -79,6 +79,7 @@ class JobRun:
         self._keeping: asyncio.Task[None] | None = None
         self._stages: dict[str, float] = {}
         self._heartbeat_at = 0.0
+        self._phase = Phase.ENCODE
         self._released = False
         self._step = 0
         self._step_s = 0.0
@@ -160,7 +161,7 @@ class JobRun:
     async def _follow(self, files: ClipFiles) -> bool:
         """Follow the engine's events to the last frame; False if the run yielded."""
         while True:
-            event = await self._events.get()
+            event = await self._next_event()
             match event:
                 case Began():
                     self._stages["encode_s"], self._step = event.encode_s, event.step
@@ -189,6 +190,18 @@ class JobRun:
                 case Failed():
                     raise _as_generation_error(event.error) from event.error
 
+    async def _next_event(self) -> Event:
+        """The engine's next word on this run. One that waits for its turn keeps its lease for as
+        long as the engine gets on with the others."""
+        while True:
+            patience_s = self.lease_s / 4
+            try:
+                async with asyncio.timeout(patience_s):
+                    return await self._events.get()
+            except TimeoutError:
+                if self._engine.alive and self._engine.busy_s < patience_s:
+                    await self._heartbeat(self._phase)
+
     # Progress.
 
     @property
@@ -204,6 +217,7 @@ class JobRun:
 
     async def _heartbeat(self, phase: Phase) -> None:
         """Renew the lease because the run got further. A Redis that is away stops nothing."""
+        self._phase = phase
         try:
             await self._leases.heartbeat(
                 self.job,

@@ -50,6 +50,7 @@ class Worker:
         self._in_engine = 0
         self._leasing = True
         self._wake = asyncio.Event()
+        self._slots_changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._engine = Engine(family, self._emit, model.checkpoint)
         self._engine.start()
@@ -113,7 +114,7 @@ class Worker:
     async def _lease(self) -> Job | None:
         lease_s = max(self._settings.lease_s_min, LEASE_PER_STAGE * self._model.cost.encode_s)
         try:
-            return await self._leases.lease(int(1000 * lease_s))
+            return await self._leases.lease(int(1000 * lease_s), busy=self._in_engine > 0)
         except ServiceUnavailable as error:
             log.warning("cannot lease: %s", error)
             return None
@@ -143,7 +144,11 @@ class Worker:
                 )
             except ServiceUnavailable as error:
                 log.warning("cannot announce: %s", error)
-            await asyncio.sleep(ANNOUNCE_S)
+            # At once when a slot was taken or freed: others decide by it.
+            self._slots_changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ANNOUNCE_S):
+                    await self._slots_changed.wait()
 
     def _emit(self, event: Event) -> None:
         """Called on the engine's thread."""
@@ -166,12 +171,14 @@ class Worker:
         )
         self._runs[run.id] = run
         self._in_engine += 1
+        self._slots_changed.set()
         task = asyncio.create_task(self._serve(run), name=run.id)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _freed(self) -> None:
         self._in_engine -= 1
+        self._slots_changed.set()
         self._wake.set()
 
     async def _serve(self, run: JobRun) -> None:

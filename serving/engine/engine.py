@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -23,7 +23,7 @@ from serving.engine.events import (
     Stepped,
     Yielded,
 )
-from serving.models.family import Denoising, Family
+from serving.models.family import Denoising, Family, Frames
 from serving.plan.catalog import CheckpointPolicy
 from serving.plan.clip import ClipSpec
 
@@ -48,6 +48,9 @@ class _Run:
     saved_step: int = 0
     saving: bool = False
     denoised: bool = False
+    frames: Iterator[Frames] | None = None
+    decode_s: float = 0.0
+    alone: bool = False
     leave: _Leave | None = None
 
     @property
@@ -63,8 +66,11 @@ class EngineClosed(RuntimeError):
 class Engine:
     """Runs clips of one family, one step at a time, on a thread of its own.
 
-    ``emit`` is called on that thread for every event and must return at once. Runs are
-    served in order of arrival, one at a time.
+    ``emit`` is called on that thread for every event and must return at once.
+
+    Runs join at a step boundary. The oldest leads; those whose next step may share its forward
+    ride along, as many as the family's rows allow. One that makes a shared step fail is found by
+    stepping each alone, and fails alone.
     """
 
     def __init__(
@@ -143,40 +149,70 @@ class Engine:
         return not self._thread.is_alive()
 
     def _loop(self) -> None:
-        while run := self._next():
+        while runs := self._next():
             self._busy_since = time.monotonic()
             try:
-                self._advance(run)
+                self._advance(runs)
             except Exception as error:
-                log.warning("run %s failed", run.run_id, exc_info=True)
-                self._end(run, Failed(run.run_id, error))
+                self._blame(runs, error)
             self._busy_since = None
 
-    def _next(self) -> _Run | None:
-        """The run to advance next; waits for one, and None once the engine is closing."""
-
-        def ready() -> _Run | None:
-            return next((run for run in self._runs.values() if not run.waiting), None)
-
+    def _next(self) -> list[_Run]:
+        """The runs to advance together; waits for one, and none once the engine is closing."""
         with self._changed:
-            self._changed.wait_for(lambda: ready() or (self._closing and not self._runs))
-            return ready()
+            self._changed.wait_for(
+                lambda: (
+                    any(not run.waiting for run in self._runs.values())
+                    or (self._closing and not self._runs)
+                )
+            )
+            runs = [run for run in self._runs.values() if not run.waiting]
+        # Who leaves or joins does so first: the batch is then as small, or as full, as it can be.
+        for run in runs:
+            if run.leave is not None or run.state is None:
+                return [run]
+        return self._batch(runs)
 
-    def _advance(self, run: _Run) -> None:
-        """Everything up to the run's next boundary."""
+    def _batch(self, runs: list[_Run]) -> list[_Run]:
+        """The oldest run, and those whose next step fits into its forward."""
+        if not runs or not _shares(runs[0]):
+            return runs[:1]
+        states = [(run, run.state) for run in runs if _shares(run) and run.state]
+        lead = states[0][1]
+        key, room = self._family.batch_key(lead), self._family.rows_max(lead)
+        batch = []
+        for run, state in states:
+            if state.rows <= room and self._family.batch_key(state) == key:
+                batch.append(run)
+                room -= state.rows
+        return batch
+
+    def _blame(self, runs: list[_Run], error: Exception) -> None:
+        """Whose fault a shared step was shows when each is stepped alone."""
+        if len(runs) == 1:
+            log.warning("run %s failed", runs[0].run_id, exc_info=error)
+            self._end(runs[0], Failed(runs[0].run_id, error))
+            return
+        log.warning("a step of %d runs failed; each goes on alone", len(runs), exc_info=error)
+        for run in runs:
+            run.alone = True
+
+    def _advance(self, runs: list[_Run]) -> None:
+        """Everything up to the next boundary."""
+        run = runs[0]
         state = run.state
         if run.leave is not None:
             self._let_go(run, run.leave)
         elif state is None:
             self._begin(run)
         elif not state.done:
-            self._step(run, state)
+            self._step(runs)
         elif not run.denoised:
             run.denoised, run.saving = True, True
             snapshot = capture(state, self._family.fingerprint)
             self._emit(Denoised(run.run_id, snapshot, run.denoise_s))
         else:
-            self._decode(run, state)
+            self._decode_chunk(run, state)
 
     def _begin(self, run: _Run) -> None:
         began = time.perf_counter()
@@ -190,10 +226,20 @@ class Engine:
         run.saved_at = time.monotonic()
         self._emit(Began(run.run_id, time.perf_counter() - began, run.state.step))
 
-    def _step(self, run: _Run, state: Denoising) -> None:
+    def _step(self, runs: list[_Run]) -> None:
+        states = [run.state for run in runs if run.state is not None]
+        before = [state.step for state in states]
         began = time.perf_counter()
-        self._family.step([state])
-        step_s = time.perf_counter() - began
+        try:
+            self._family.step(states)
+        finally:
+            # A failure may come after some of them have advanced; what is done is done.
+            step_s = time.perf_counter() - began
+            for run, state, step in zip(runs, states, before, strict=True):
+                if state.step > step:
+                    self._stepped(run, state, step_s)
+
+    def _stepped(self, run: _Run, state: Denoising, step_s: float) -> None:
         run.denoise_s += step_s
         self._emit(Stepped(run.run_id, state.step, step_s))
         if self._is_due(run, state):
@@ -208,15 +254,16 @@ class Engine:
             return True
         return time.monotonic() - run.saved_at >= self._policy.every_s
 
-    def _decode(self, run: _Run, state: Denoising) -> None:
+    def _decode_chunk(self, run: _Run, state: Denoising) -> None:
         began = time.perf_counter()
-        for frames in self._family.decode(state):
-            if run.leave is not None:
-                self._let_go(run, run.leave)
-                return
+        if run.frames is None:
+            run.frames = self._family.decode(state)
+        frames = next(run.frames, None)
+        run.decode_s += time.perf_counter() - began
+        if frames is None:
+            self._end(run, Decoded(run.run_id, run.decode_s))
+        else:
             self._emit(FramesReady(run.run_id, frames))
-            self._busy_since = time.monotonic()  # a chunk is a boundary too
-        self._end(run, Decoded(run.run_id, time.perf_counter() - began))
 
     def _let_go(self, run: _Run, why: _Leave) -> None:
         if why is _Leave.DROP:
@@ -231,3 +278,8 @@ class Engine:
         with self._changed:
             self._runs.pop(run.run_id, None)
         self._emit(last)
+
+
+def _shares(run: _Run) -> bool:
+    """Whether its next unit of work is a step that others may share."""
+    return not run.alone and run.state is not None and not run.state.done

@@ -25,7 +25,7 @@ class Began:
 
 @dataclass(frozen=True)
 class Stepped:
-    """``step`` steps are done; ``step_s`` is what this one took."""
+    """``step`` steps are done; ``step_s`` is what this one took, shared with its batch."""
 
     run_id: str
     step: int

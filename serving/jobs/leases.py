@@ -44,8 +44,12 @@ class Leases:
         self._replica = replica
         self._settings = settings or JobSettings()
 
-    async def lease(self, lease_ms: int) -> Job | None:
-        """The right to run the oldest waiting job of the pool for ``lease_ms``."""
+    async def lease(self, lease_ms: int, *, busy: bool = False) -> Job | None:
+        """The right to run the oldest waiting job of the pool for ``lease_ms``.
+
+        A ``busy`` replica, one that runs something already, leaves a job that has just come to
+        one that is idle, for half a second.
+        """
         attempts_max = self._settings.attempts_max
         return await self._cell.run_for_job(
             "lease",
@@ -55,6 +59,7 @@ class Leases:
             secrets.token_hex(8),
             attempts_max,
             lost_error(attempts_max),
+            int(busy),
         )
 
     async def heartbeat(

@@ -51,6 +51,11 @@ class Denoising:
         }
 
     @property
+    def rows(self) -> int:
+        """Rows it takes in a forward: one, and one more for guidance."""
+        return 1 if self.negative_prompt is None else 2
+
+    @property
     def done(self) -> bool:
         return self.step >= len(self.timesteps)
 
@@ -69,6 +74,10 @@ class Family(Protocol):
 
     def batch_key(self, run: Denoising) -> Hashable:
         """Runs with equal keys may share one forward."""
+        ...
+
+    def rows_max(self, run: Denoising) -> int:
+        """Rows one forward of this run's key may carry."""
         ...
 
     def step(self, batch: Sequence[Denoising]) -> None:

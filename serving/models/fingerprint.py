@@ -24,6 +24,7 @@ def fingerprint(model: Model, pipeline: Any, device: torch.device) -> str:
     """
     parts: dict[str, Any] = {
         "load": model.load.model_dump(),
+        "batch": model.batch.model_dump(),
         "device": _device_class(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "torch": torch.__version__,

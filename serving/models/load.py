@@ -87,6 +87,7 @@ def _load_wan(model: Model, models_dir: Path) -> WanFamily:
         prompt_tokens=options.prompt_tokens,
         chunked_decode=options.offload == "none" and not options.vae_tiling,
         fingerprint=fingerprint(model, pipeline, device),
+        batch=model.batch,
     )
 
 

@@ -16,6 +16,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.utils.torch_utils import randn_tensor
 
 from serving.models.family import Denoising, Frames
+from serving.plan.catalog import BatchPolicy
 from serving.plan.clip import ClipSpec
 from serving.plan.errors import ConfigError, InvalidOutput
 
@@ -36,10 +37,12 @@ class WanFamily:
         prompt_tokens: int,
         chunked_decode: bool = True,
         fingerprint: str = "",
+        batch: BatchPolicy | None = None,
     ) -> None:
         if pipeline.transformer is None or pipeline.config.boundary_ratio is not None:
             raise ConfigError("Wan checkpoints with two transformers are not supported")
         self.fingerprint = fingerprint
+        self._batch = batch or BatchPolicy()
         self._pipeline = pipeline
         self._transformer: WanTransformer3DModel = pipeline.transformer
         self._vae: AutoencoderKLWan = pipeline.vae
@@ -92,6 +95,14 @@ class WanFamily:
     def batch_key(self, run: Denoising) -> Hashable:
         return tuple(run.latents.shape)
 
+    def rows_max(self, run: Denoising) -> int:
+        return self._batch.rows_max(self._tokens(run.latents))
+
+    def _tokens(self, latents: torch.Tensor) -> int:
+        frames, height, width = latents.shape[2:]
+        _, patch_height, patch_width = self._transformer.config.patch_size
+        return int(frames * (height // patch_height) * (width // patch_width))
+
     @torch.no_grad()
     def step(self, batch: Sequence[Denoising]) -> None:
         latents, timesteps, prompts = [], [], []
@@ -101,6 +112,10 @@ class WanFamily:
                     latents.append(run.latents)
                     timesteps.append(run.timesteps[run.step])
                     prompts.append(prompt)
+        # Filled up with copies of the first row, whose predictions nobody reads.
+        spare = self._batch.bucket(self._tokens(batch[0].latents), len(latents)) - len(latents)
+        for column in (latents, timesteps, prompts):
+            column.extend(column[:1] * spare)
         rows = torch.cat(latents).to(self._transformer.dtype)
         predictions = self._transformer(
             hidden_states=rows,
@@ -126,10 +141,7 @@ class WanFamily:
         """[rows], or [rows, tokens] for TI2V, which times every latent token by itself."""
         if not self._expand_timesteps:
             return timesteps
-        frames, height, width = rows.shape[2:]
-        _, patch_height, patch_width = self._transformer.config.patch_size
-        tokens = frames * (height // patch_height) * (width // patch_width)
-        return timesteps[:, None].expand(-1, tokens)
+        return timesteps[:, None].expand(-1, self._tokens(rows))
 
     @torch.no_grad()
     def decode(self, run: Denoising) -> Iterator[Frames]:

@@ -156,6 +156,40 @@ class CheckpointPolicy(_Strict):
     every_steps: int | None = Field(None, ge=1, description="and after every this many steps")
 
 
+class BatchPolicy(_Strict):
+    """How many rows one forward of the transformer has. A job with guidance is two rows.
+
+    Under ``strict`` every forward of a shape has exactly that many rows, filled up where there are
+    fewer: then a job's bits depend on neither its neighbours nor its place among them. Under
+    ``fast`` a forward has the smallest power of two that holds its rows, so a lone job costs less
+    and its bits may depend on what else ran.
+    """
+
+    rows: int = Field(2, ge=2, le=256, description="rows of a forward, a power of two")
+    rows_from_tokens: dict[int, int] = Field(
+        {}, description="rows where a row has at least this many tokens; the largest that fits"
+    )
+    reproducible: Literal["strict", "fast"] = "strict"
+
+    @model_validator(mode="after")
+    def _powers_of_two(self) -> BatchPolicy:
+        for rows in (self.rows, *self.rows_from_tokens.values()):
+            if rows < 2 or rows & (rows - 1):
+                raise ValueError(f"{rows} rows: the bits of a row are its own only in powers of 2")
+        return self
+
+    def rows_max(self, tokens: int) -> int:
+        """Rows a forward of this shape holds at most."""
+        fitting = [least for least in self.rows_from_tokens if least <= tokens]
+        return self.rows_from_tokens[max(fitting)] if fitting else self.rows
+
+    def bucket(self, tokens: int, rows: int) -> int:
+        """Rows a forward of this shape has when it carries ``rows``."""
+        if self.reproducible == "strict":
+            return self.rows_max(tokens)
+        return 1 << (rows - 1).bit_length()
+
+
 class Placement(_Strict):
     """How many replicas run and what each of them takes."""
 
@@ -179,6 +213,7 @@ class Model(_Strict):
     cost: CostTable
     placement: Placement = Placement()
     checkpoint: CheckpointPolicy = CheckpointPolicy()
+    batch: BatchPolicy = BatchPolicy()
 
 
 class Catalog:

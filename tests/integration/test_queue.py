@@ -65,8 +65,8 @@ async def test_a_lease_whose_answer_was_lost_is_the_same_lease(
     queue: JobQueue, cell: Cell, leases: Leases
 ) -> None:
     job, other = await submit(queue), await submit(queue)
-    first = await cell.run_for_job("lease", "demo-wan", "r1", LEASE_MS, "token", 3, "")
-    assert await cell.run_for_job("lease", "demo-wan", "r1", LEASE_MS, "token", 3, "") == first
+    first = await cell.run_for_job("lease", "demo-wan", "r1", LEASE_MS, "token", 3, "", 0)
+    assert await cell.run_for_job("lease", "demo-wan", "r1", LEASE_MS, "token", 3, "", 0) == first
     assert first is not None
     assert (first.id, first.attempts) == (job.id, 1)
     assert (await leased(leases)).id == other.id
@@ -111,6 +111,25 @@ async def test_concurrent_leases_never_share_a_job(queue: JobQueue, cell: Cell) 
     got = await asyncio.gather(*(replica.lease(LEASE_MS) for replica in replicas))
     ids = [job.id for job in got if job]
     assert sorted(ids) == sorted(submitted)
+
+
+async def test_a_busy_replica_leaves_a_fresh_job_to_an_idle_one_for_a_moment(
+    queue: JobQueue, cell: Cell
+) -> None:
+    busy, idle = Leases(cell, "demo-wan", "busy"), Leases(cell, "demo-wan", "idle")
+    await busy.announce(host="a", pid=1, slots=2, free=1)
+    job = await submit(queue)
+    assert (await leased(busy)).id == job.id, "nobody else is there"
+    await idle.announce(host="b", pid=2, slots=2, free=2)
+    job = await submit(queue)
+    assert await busy.lease(LEASE_MS, busy=True) is None
+    assert (await leased(idle)).id == job.id
+    # But it does not wait for ever for one that does not come.
+    job = await submit(queue)
+    await asyncio.sleep(0.6)
+    taken = await busy.lease(LEASE_MS, busy=True)
+    assert taken is not None
+    assert taken.id == job.id
 
 
 # Running.

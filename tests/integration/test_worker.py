@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from serving.jobs import Cell, Job, JobQueue, JobSettings, State
 from serving.media import ArtifactStore, open_store
 from serving.models.family import Denoising, Family, Frames
 from serving.models.load import load_family
-from serving.plan.catalog import Model
+from serving.plan.catalog import BatchPolicy, Model, Placement
 from tests.jobs import submit
 
 pytestmark = pytest.mark.asyncio
@@ -220,3 +221,55 @@ async def test_a_hung_engine_makes_its_worker_unhealthy(
 
         await until(unhealthy)
         hanging.release.set()
+
+
+async def test_jobs_that_share_a_batch_give_the_bytes_they_give_alone(
+    demo_model: Model,
+    models_dir: Path,
+    cell: Cell,
+    queue: JobQueue,
+    store: ArtifactStore,
+) -> None:
+    model = demo_model.model_copy(
+        update={
+            "placement": Placement(slots=4),
+            "batch": BatchPolicy(rows=8),
+        }
+    )
+    batching = load_family(model, models_dir)
+    # Short ones that join and leave while a long one runs, another shape among them.
+    asked: list[dict[str, Any]] = [
+        {"seed": 1, "steps": 12},
+        {"seed": 2, "steps": 3, "guidance_scale": 1.0},
+        {"seed": 3, "steps": 5, "width": 128, "render_width": 128},
+        {"seed": 4, "steps": 4},
+    ]
+    clips: dict[str, list[bytes]] = {}
+    for name, together in (("alone", 1), ("together", 4)):
+        clips[name] = []
+        async with running(model, batching, cell, store):
+            for start in range(0, len(asked), together):
+                jobs = [await submit(queue, **each) for each in asked[start : start + together]]
+                clips[name] += [await content(store, await ended(queue, job)) for job in jobs]
+    assert clips["together"] == clips["alone"]
+
+
+async def test_a_job_that_waits_for_its_turn_keeps_its_lease(
+    demo_model: Model, family: Family, cell: Cell, queue: JobQueue, store: ArtifactStore
+) -> None:
+    model = demo_model.model_copy(update={"placement": Placement(slots=2)})
+    slow = Slow(family)
+    async with running(model, slow, cell, store):
+        first = await submit(queue, steps=20)
+        second = await submit(queue, steps=2)
+        for job in (first, second):
+            done = await ended(queue, job)
+            assert (done.state, done.attempts) == (State.COMPLETED, 1)
+
+
+class Slow(Broken):
+    """Twenty of its steps outlast the shortest lease four times."""
+
+    def step(self, batch: Sequence[Denoising]) -> None:
+        time.sleep(0.2)
+        super().step(batch)

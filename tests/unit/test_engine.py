@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from serving.engine import (
     Engine,
     EngineClosed,
     Event,
+    Failed,
     FramesReady,
     Saved,
     Snapshot,
@@ -24,24 +25,61 @@ from serving.engine import (
     Yielded,
 )
 from serving.models.demo import demo_pipeline
+from serving.models.family import Denoising
 from serving.models.wan import WanFamily
-from serving.plan.catalog import CheckpointPolicy
+from serving.plan.catalog import BatchPolicy, CheckpointPolicy
+from serving.plan.clip import ClipSpec
 from tests.jobs import spec
 
 WAIT_S = 60
 E = TypeVar("E")
 
 
+class Poisonable(WanFamily):
+    """The real family, except that prompts which say so break a step or its numbers."""
+
+    def step(self, batch: Sequence[Denoising]) -> None:
+        if any(run.spec.prompt == "raise" for run in batch):
+            raise RuntimeError("out of luck")
+        super().step(batch)
+        for run in batch:
+            if run.spec.prompt == "nan":
+                run.latents = run.latents * float("nan")
+
+
 class Driver:
     """An engine, and what it said so far."""
 
-    def __init__(self, policy: CheckpointPolicy) -> None:
-        self.family = WanFamily(
-            demo_pipeline(), device=torch.device("cpu"), prompt_tokens=16, fingerprint="print"
+    def __init__(self, policy: CheckpointPolicy, batch: BatchPolicy) -> None:
+        self.pipeline = demo_pipeline()
+        self.forwards: list[int] = []
+        self.pipeline.transformer.register_forward_hook(
+            lambda module, inputs, output: self.forwards.append(len(output[0]))
+        )
+        self.family = Poisonable(
+            self.pipeline,
+            device=torch.device("cpu"),
+            prompt_tokens=16,
+            fingerprint="print",
+            batch=batch,
         )
         self._said: queue.Queue[Event] = queue.Queue()
         self.engine = Engine(self.family, self._said.put, policy)
+
+    def finish(self, runs: dict[str, ClipSpec]) -> dict[str, torch.Tensor | Exception]:
+        """Everything that is waiting when the engine starts; final latents, or the error."""
+        for run_id, each in runs.items():
+            self.engine.submit(run_id, each)
         self.engine.start()
+        ends: dict[str, torch.Tensor | Exception] = {}
+        while len(ends) < len(runs):
+            event = self.any()
+            if isinstance(event, Denoised):
+                ends[event.run_id] = event.snapshot.tensors["latents"]
+                self.engine.kept(event.run_id)
+            elif isinstance(event, Failed):
+                ends[event.run_id] = event.error
+        return ends
 
     def any(self) -> Event:
         return self._said.get(timeout=WAIT_S)
@@ -64,9 +102,25 @@ class Driver:
 @pytest.fixture
 def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
     marker = request.node.get_closest_marker("policy")
-    driver = Driver(marker.args[0] if marker else CheckpointPolicy(every_s=3600))
+    policy = marker.args[0] if marker else CheckpointPolicy(every_s=3600)
+    driver = Driver(policy, BatchPolicy())
+    driver.engine.start()
     yield driver
     assert driver.engine.close(WAIT_S)
+
+
+@pytest.fixture
+def drivers() -> Iterator[Callable[..., Driver]]:
+    """Makes engines that are not started yet, so that what is submitted begins together."""
+    made: list[Driver] = []
+
+    def make(**batch: Any) -> Driver:
+        made.append(Driver(CheckpointPolicy(every_s=3600), BatchPolicy(**batch)))
+        return made[-1]
+
+    yield make
+    for driver in made:
+        assert driver.engine.close(WAIT_S)
 
 
 def test_the_events_of_an_undisturbed_run(driver: Driver) -> None:
@@ -167,3 +221,79 @@ def test_an_idle_engine_is_not_busy(driver: Driver) -> None:
     driver.next(Decoded)
     assert driver.engine.close(WAIT_S)
     assert driver.engine.busy_s == 0
+
+
+# Batches.
+
+MIX = {
+    "guided": spec(seed=1, steps=5),
+    "unguided": spec(seed=2, steps=3, guidance_scale=1.0),
+    "stronger": spec(seed=3, steps=4, guidance_scale=9.0, negative_prompt="blur"),
+    "long": spec(seed=4, steps=7, prompt="a blue square"),
+}
+
+
+def test_unlike_jobs_share_every_forward_and_leave_one_by_one(
+    drivers: Callable[..., Driver],
+) -> None:
+    driver = drivers(rows=8)
+    driver.finish(MIX)
+    # Seven rows, then fewer as jobs end; as many forwards as the longest job has steps.
+    assert driver.forwards == [8] * 7
+
+
+def test_a_jobs_bits_depend_on_neither_neighbours_nor_place(
+    drivers: Callable[..., Driver],
+) -> None:
+    alone = {name: drivers(rows=8).finish({name: each})[name] for name, each in MIX.items()}
+    for order in (list(MIX), list(MIX)[::-1], ["long", "unguided"]):
+        together = drivers(rows=8).finish({name: MIX[name] for name in order})
+        for name in order:
+            assert torch.equal(together[name], alone[name]), f"{name} in {order}"  # type: ignore[arg-type]
+
+
+def test_fast_takes_the_smallest_forward_that_holds_the_rows(
+    drivers: Callable[..., Driver],
+) -> None:
+    driver = drivers(rows=8, reproducible="fast")
+    driver.finish(MIX)
+    # 7 rows for three steps, 6 without the unguided, 4 without the stronger, 2 for the long.
+    assert driver.forwards == [8, 8, 8, 8, 4, 2, 2]
+
+
+def test_a_full_forward_leaves_the_youngest_to_the_next(drivers: Callable[..., Driver]) -> None:
+    driver = drivers(rows=4)
+    driver.finish({f"{i}": spec(seed=i, steps=2) for i in range(3)})
+    assert driver.forwards == [4] * 4
+
+
+def test_shapes_are_served_in_turn(drivers: Callable[..., Driver]) -> None:
+    driver = drivers(rows=8)
+    ends = driver.finish({"a": spec(steps=2), "b": spec(steps=2, render_width=128)})
+    assert len(driver.forwards) == 4
+    assert all(isinstance(end, torch.Tensor) for end in ends.values())
+
+
+@pytest.mark.parametrize("harm", ["raise", "nan"])
+def test_a_poison_job_takes_no_neighbour_with_it(drivers: Callable[..., Driver], harm: str) -> None:
+    alone = drivers(rows=8).finish({"guided": MIX["guided"]})["guided"]
+    driver = drivers(rows=8)
+    ends = driver.finish(
+        {"before": spec(seed=9), "poison": spec(prompt=harm), "guided": MIX["guided"]}
+    )
+    assert torch.equal(ends["guided"], alone)  # type: ignore[arg-type]
+    assert isinstance(ends["before"], torch.Tensor)
+    if harm == "raise":
+        assert isinstance(ends["poison"], RuntimeError)
+    assert driver.engine.alive
+
+
+def test_buckets_are_powers_of_two_by_shape() -> None:
+    policy = BatchPolicy(rows=16, rows_from_tokens={100: 8, 1000: 2})
+    assert [policy.rows_max(tokens) for tokens in (4, 99, 100, 999, 1000)] == [16, 16, 8, 8, 2]
+    assert policy.bucket(4, 3) == 16
+    fast = policy.model_copy(update={"reproducible": "fast"})
+    assert [fast.bucket(4, rows) for rows in (1, 2, 3, 5)] == [1, 2, 4, 8]
+    for wrong in ({"rows": 6}, {"rows": 1}, {"rows_from_tokens": {5: 3}}):
+        with pytest.raises(ValueError, match=r"rows|greater"):
+            BatchPolicy.model_validate(wrong)
