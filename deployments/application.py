@@ -42,13 +42,14 @@ def build(args: Mapping[str, str]) -> Application:
 
 def serve_config(settings: StackSettings) -> dict[str, Any]:
     """The serve config for these settings: how many replicas, and what each may take."""
+    models = settings.catalog().models.values()
     ingress = {
         "name": "ingress",
         "num_replicas": settings.ingress_replicas,
         "max_ongoing_requests": INGRESS_ONGOING_MAX,
-        "ray_actor_options": {"num_cpus": 0.1},
+        "ray_actor_options": {"num_cpus": 0.1, "runtime_env": _version_env(*models)},
     }
-    pools = [_pool(model) for model in settings.catalog().models.values()]
+    pools = [_pool(model) for model in models]
     return {
         "applications": [
             {
@@ -74,10 +75,14 @@ def _pool(model: Model) -> dict[str, Any]:
         "ray_actor_options": {
             "num_cpus": place.num_cpus,
             "num_gpus": place.num_gpus,
-            # Serve replaces replicas whose options changed: so does a change of the model.
-            "runtime_env": {"env_vars": {"REELSERVE_MODEL_VERSION": model_version(model)}},
+            "runtime_env": _version_env(model),
         },
     }
+
+
+def _version_env(*models: Model) -> dict[str, Any]:
+    """Serve replaces replicas whose options changed; this makes a model's change one of them."""
+    return {"env_vars": {"REELSERVE_CATALOG_VERSION": " ".join(map(model_version, models))}}
 
 
 def model_version(model: Model) -> str:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -21,6 +21,8 @@ from serving.media import ArtifactStore, open_store
 from serving.plan.errors import ConfigError
 
 REDIS_TIMEOUT_S = 5.0
+CONNECTIONS_MAX = 128
+"""Of one process: a crowd waits for a connection rather than exhaust Redis's 10,000."""
 REDIS_RETRIES = 2
 """Scripts may be repeated with the same arguments, so the client may retry any of them."""
 
@@ -29,16 +31,18 @@ def open_redis(settings: StackSettings) -> Redis:
     """A client for the stack's Redis. It connects at the first command."""
     if settings.redis_url is None:
         raise ConfigError("REELSERVE_REDIS_URL is not set and no stack started a Redis")
-    client: Redis = Redis.from_url(
+    pool = BlockingConnectionPool.from_url(
         settings.redis_url.get_secret_value(),
         decode_responses=True,
+        max_connections=CONNECTIONS_MAX,
+        timeout=REDIS_TIMEOUT_S,
         socket_timeout=REDIS_TIMEOUT_S,
         socket_connect_timeout=REDIS_TIMEOUT_S,
         health_check_interval=30,
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), REDIS_RETRIES),
         retry_on_error=[RedisConnectionError, RedisTimeoutError],
     )
-    return client
+    return Redis.from_pool(pool)
 
 
 @dataclass(frozen=True)

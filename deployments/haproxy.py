@@ -32,9 +32,14 @@ def use_haproxy(wanted: Literal["auto", "haproxy", "serve"]) -> bool:
 def haproxy_environment(run_dir: Path) -> dict[str, str]:
     """What Ray Serve reads when it starts. Nothing in it is shared with another stack.
 
+    Raises this process's limit on open files as far as it may: 1,024 are too few.
+
     ``run_dir`` has a short path: that of a Unix socket may have 107 characters.
     """
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_PER_CONNECTION * (CONNECTIONS_MAX + 256)
+    soft = max(soft, wanted if hard == resource.RLIM_INFINITY else min(hard, wanted))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))  # for the processes we start
     connections = min(CONNECTIONS_MAX, max(256, soft // FILES_PER_CONNECTION - 256))
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

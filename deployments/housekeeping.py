@@ -16,26 +16,48 @@ from serving.plan.errors import ServiceUnavailable
 log = logging.getLogger(__name__)
 
 TIDY_S = 1.0
-COLLECT_EVERY = 10
-COLLECT_MAX = 100
+COLLECT_S = 10.0
+COLLECT_TOGETHER = 16
 
 
 async def keep_house(upkeep: Upkeep, store: ArtifactStore) -> None:
     """Run until cancelled. A Redis or a store that is away only delays it."""
-    turn = 0
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_tidy_forever(upkeep))
+        group.create_task(_collect_forever(upkeep, store))
+
+
+async def _tidy_forever(upkeep: Upkeep) -> None:
     while True:
         try:
             await upkeep.tidy()
-            if turn % COLLECT_EVERY == 0:
-                await collect_garbage(upkeep, store)
-        except (ServiceUnavailable, StoreError) as error:
+        except ServiceUnavailable as error:
             log.warning("housekeeping: %s", error)
-        turn += 1
         await asyncio.sleep(TIDY_S)
 
 
-async def collect_garbage(upkeep: Upkeep, store: ArtifactStore) -> None:
-    """Remove the files of jobs that are gone or made no clip."""
-    for job_id in await upkeep.garbage(COLLECT_MAX):
-        await store.delete_prefix(job_id)
-        await upkeep.removed(job_id)
+async def _collect_forever(upkeep: Upkeep, store: ArtifactStore) -> None:
+    while True:
+        try:
+            while await collect_garbage(upkeep, store):
+                pass
+        except ServiceUnavailable as error:
+            log.warning("housekeeping: %s", error)
+        await asyncio.sleep(COLLECT_S)
+
+
+async def collect_garbage(upkeep: Upkeep, store: ArtifactStore) -> int:
+    """Remove the files of some jobs that are gone or made no clip; how many jobs."""
+
+    async def collect(job_id: str) -> None:
+        try:
+            await store.delete_prefix(job_id)
+        except StoreError as error:
+            log.warning("files of %s stay for now: %s", job_id, error)
+            await upkeep.postponed(job_id)
+        else:
+            await upkeep.removed(job_id)
+
+    ids = await upkeep.garbage(COLLECT_TOGETHER)
+    await asyncio.gather(*map(collect, ids))
+    return len(ids)

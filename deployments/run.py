@@ -6,9 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from deployments.checkpoints import load_checkpoint, save_checkpoint
 from deployments.clip_files import ClipFiles
@@ -28,7 +27,7 @@ from serving.engine import (
     Yielded,
 )
 from serving.jobs import Job, Leases, Phase
-from serving.media import ArtifactStore, EncodeError, StoreError
+from serving.media import ArtifactStore, EncodeError, StoreError, StoreUnavailable
 from serving.plan.errors import (
     CheckpointError,
     DeliveryFailed,
@@ -46,6 +45,10 @@ HEARTBEAT_S = 0.25
 LEASE_PER_STAGE = 20
 """A lease outlives this many estimated steps, so that a slow one does not lose its job."""
 RETRY_S_MAX = 5.0
+STORE_PATIENCE_S = 120.0
+STORE_PAUSE_S = 1.0
+
+T = TypeVar("T")
 
 
 class JobRun:
@@ -106,9 +109,6 @@ class JobRun:
         except StaleLease:
             log.info("%s is no longer ours", self.id)
             await self._discard()
-        except EngineClosed:
-            with suppress(StaleLease):
-                await until_answered(lambda: self._leases.give_back(self.job))
         except GenerationError as error:
             log.warning("%s failed: %s", self.id, error)
             await self._fail(error)
@@ -121,6 +121,10 @@ class JobRun:
         """From the lease to the stored clip, or to the job's return to the queue."""
         try:
             result = await self._run_and_store()
+        except (EngineClosed, StoreUnavailable) as error:
+            # Whoever takes it next goes on from what is saved, final latents included.
+            log.warning("%s goes back: %s", self.id, error or "the engine is closing")
+            result = None
         except (EncodeError, StoreError, OSError) as error:
             raise DeliveryFailed(
                 "The clip could not be encoded or stored. Submit it again; if it happens "
@@ -133,7 +137,10 @@ class JobRun:
             return
         result["stages"] = self._stages
         await until_answered(lambda: self._leases.complete(self.job, result))
-        await self._remove_leftovers()
+        try:
+            await self._remove_leftovers()
+        except Exception:
+            log.exception("%s: leftovers stay until the job is forgotten", self.id)
 
     async def _run_and_store(self) -> dict[str, Any] | None:
         """What the job's result records; None if the run yielded."""
@@ -146,10 +153,23 @@ class JobRun:
             if not finished:
                 return None
             began = time.perf_counter()
-            await self._heartbeat(Phase.STORE)
-            result = dict(await files.upload(self._store, self.id))
+            result = dict(await self._patiently(lambda: files.upload(self._store, self.id)))
             self._stages["store_s"] = time.perf_counter() - began
             return result
+
+    async def _patiently(self, use: Callable[[], Awaitable[T]]) -> T:
+        """Use the store; one that is away is asked again for a while, and the lease is kept."""
+        deadline = time.monotonic() + STORE_PATIENCE_S
+        phase = Phase.STORE if self._stages else Phase.ENCODE
+        while True:
+            await self._heartbeat(phase)
+            try:
+                return await use()
+            except StoreUnavailable as error:
+                if time.monotonic() > deadline:
+                    raise
+                log.warning("%s: the store is away: %s", self.id, error)
+                await asyncio.sleep(STORE_PAUSE_S)
 
     def _release_engine(self) -> None:
         """However it came to this, the engine has no more to do for this job."""
@@ -237,7 +257,9 @@ class JobRun:
         if not self.job.checkpoint:
             return None
         try:
-            snapshot = await load_checkpoint(self._store, self.job, self._fingerprint)
+            snapshot = await self._patiently(
+                lambda: load_checkpoint(self._store, self.job, self._fingerprint)
+            )
         except CheckpointError as error:
             log.warning("%s starts over: %s", self.id, error)
             await until_answered(partial(self._leases.refused, self.job, error))
@@ -274,8 +296,12 @@ class JobRun:
     # Endings.
 
     async def _fail(self, error: GenerationError) -> None:
-        with suppress(StaleLease):
+        try:
             await until_answered(lambda: self._leases.fail(self.job, error))
+        except StaleLease:
+            # Perhaps by our own completion: then the files are the clip.
+            log.warning("%s failed after it was no longer ours: %s", self.id, error)
+            return
         await self._discard()
 
     async def _discard(self) -> None:
@@ -287,12 +313,9 @@ class JobRun:
 
     async def _remove_leftovers(self) -> None:
         """Once the clip is stored: checkpoints, and what earlier attempts may have uploaded."""
-        try:
-            async for info in self._store.list(self.job.id):
-                if not info.key.startswith(f"{self.id}/"):
-                    await self._store.delete(info.key)
-        except StoreError as error:
-            log.warning("%s: could not remove leftovers: %s", self.id, error)
+        async for info in self._store.list(self.job.id):
+            if not info.key.startswith(f"{self.id}/"):
+                await self._store.delete(info.key)
 
 
 def _as_generation_error(error: Exception) -> GenerationError:

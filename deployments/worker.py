@@ -10,9 +10,10 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from contextlib import suppress
 
-from deployments.run import LEASE_PER_STAGE, JobRun
+from deployments.run import LEASE_PER_STAGE, JobRun, until_answered
 from serving.engine import Engine, Event
 from serving.jobs import Cell, Job, JobSettings, Leases
 from serving.media import ArtifactStore
@@ -44,11 +45,13 @@ class Worker:
         self._family = family
         self._store = store
         self._settings = settings or JobSettings()
+        self._cell = cell
         self._leases = Leases(cell, model.id, replica, self._settings)
         self._runs: dict[str, JobRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_engine = 0
         self._leasing = True
+        self._born = time.monotonic()
         self._wake = asyncio.Event()
         self._slots_changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -68,7 +71,11 @@ class Worker:
             raise RuntimeError(f"the engine hangs: no step for {self._engine.busy_s:.0f} s")
 
     async def run(self) -> None:
-        """Serve until cancelled. Redis may go away and come back meanwhile."""
+        """Serve until cancelled. Redis may go away and come back meanwhile.
+
+        Raises :class:`ConfigError` if what it holds is of another version.
+        """
+        await until_answered(self._cell.check_schema)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._lease_forever())
             group.create_task(self._listen_forever())
@@ -92,20 +99,23 @@ class Worker:
             log.warning("cannot retire: %s", error)
 
     async def _lease_forever(self) -> None:
-        while self._leasing:
-            self._wake.clear()
-            # One delivery may run beside a full engine; more would only pile up frames.
-            room = self._free > 0 and len(self._runs) <= self._model.placement.slots
-            job = await self._lease() if room else None
-            if job is not None:
-                self._start(job)
-                continue
-            try:
-                async with asyncio.timeout(POLL_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-        self._leasing_ended.set()
+        try:
+            while self._leasing:
+                await self._lease_or_wait()
+        finally:
+            self._leasing_ended.set()
+
+    async def _lease_or_wait(self) -> None:
+        self._wake.clear()
+        # One delivery may run beside a full engine; more would only pile up frames.
+        room = self._free > 0 and len(self._runs) <= self._model.placement.slots
+        job = await self._lease() if room else None
+        if job is not None:
+            self._start(job)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await self._wake.wait()
 
     @property
     def _free(self) -> int:
@@ -141,6 +151,7 @@ class Worker:
                     pid=os.getpid(),
                     slots=self._model.placement.slots,
                     free=self._free,
+                    age_ms=int(1000 * (time.monotonic() - self._born)),
                 )
             except ServiceUnavailable as error:
                 log.warning("cannot announce: %s", error)

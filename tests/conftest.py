@@ -53,9 +53,12 @@ def limits() -> JobSettings:
     return JobSettings(queue_max=20, lease_s_min=1, garbage_s=0)
 
 
-@pytest.fixture
-def cell(redis: Redis) -> Cell:
-    return Cell(redis)
+@pytest_asyncio.fixture
+async def cell(redis: Redis) -> Cell:
+    """An empty cell, claimed as whoever starts a stack does."""
+    cell = Cell(redis)
+    await cell.check_schema()
+    return cell
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from serving.api.services import Services, ServicesDep
 from serving.jobs import Job, Place, State, new_video_id
 from serving.media import StoreError
 from serving.plan.clip import SEED_MAX, ClipSpec
-from serving.plan.errors import InvalidRequest
+from serving.plan.errors import InvalidRequest, ServiceUnavailable
 from serving.plan.estimate import estimate, poll_after_ms
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,12 @@ async def create(
         spec=spec,
         est_device_ms=estimate(model, spec).device_ms,
     )
-    return await _present(services, job, request, response)
+    try:
+        return await _present(services, job, request, response)
+    except ServiceUnavailable:
+        # It is accepted: an error now would only make the client submit it again.
+        remaining_ms = _remaining_ms(services, job, None)
+        return video_of(job, queue_position=None, remaining_ms=remaining_ms, content_urls=None)
 
 
 @router.get("")

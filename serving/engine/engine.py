@@ -55,8 +55,9 @@ class _Run:
 
     @property
     def waiting(self) -> bool:
-        """Its final latents are being kept; nothing to do for it until they are."""
-        return self.denoised and self.saving and self.leave is None
+        """Every step is done and its last snapshot is not safe yet: nothing to do until it is."""
+        done = self.state is not None and self.state.done
+        return done and self.saving and self.leave is None
 
 
 class EngineClosed(RuntimeError):

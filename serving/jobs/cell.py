@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -11,7 +12,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from serving.jobs.job import Job
 from serving.plan.errors import ConfigError, GenerationError, ServiceUnavailable
@@ -21,6 +22,10 @@ log = logging.getLogger(__name__)
 CELL = "{reelserve}"
 SCHEMA = "1"
 """Version of the keys and scripts. A change that old processes cannot live with raises it."""
+
+REFUSALS = re.compile(r"(^|-)(OOM|MISCONF|READONLY|LOADING|BUSY|NOREPLICAS|MASTERDOWN) ")
+"""Where an error says that Redis will not write now; from within a script it is quoted. Redis
+refuses a script's first write or none, so nothing is half written."""
 
 SCRIPTS = (
     "submit",
@@ -42,8 +47,9 @@ SCRIPTS = (
 class Cell:
     """Over a Redis client that decodes responses.
 
-    Every script may be repeated with the same arguments after a lost answer. The client
-    library loads one again when Redis forgot it: a restart empties its script cache.
+    Every script may be repeated with the same arguments after a lost answer: what it did is not
+    done twice, save that an event may be counted twice. The client library loads one again when
+    Redis forgot it: a restart empties its script cache.
     """
 
     def __init__(self, redis: Redis, name: str = CELL) -> None:
@@ -75,6 +81,14 @@ class Cell:
         """Around commands: a Redis that is away becomes :class:`ServiceUnavailable`."""
         try:
             yield
+        except ResponseError as error:
+            # What Redis will not do now it may do later; anything else is a defect of ours.
+            if not REFUSALS.search(str(error)):
+                raise
+            log.warning("redis: %s", error)
+            raise ServiceUnavailable(
+                "The job store cannot write now. Try again shortly."
+            ) from error
         except RedisError as error:
             log.warning("redis: %s: %s", type(error).__name__, error)
             raise ServiceUnavailable("The job store does not answer. Try again shortly.") from error
@@ -82,7 +96,8 @@ class Cell:
     async def check_schema(self) -> None:
         """Claim an empty Redis; :class:`ConfigError` if it is laid out for another version."""
         async with self.answers():
-            await self.redis.set(self.key("schema"), SCHEMA, nx=True)
+            if not await self.redis.exists(self.key("seq")):
+                await self.redis.set(self.key("schema"), SCHEMA, nx=True)
             found = await self.redis.get(self.key("schema"))
         if found != SCHEMA:
             raise ConfigError(

@@ -43,6 +43,7 @@ class Leases:
         self._pool = pool
         self._replica = replica
         self._settings = settings or JobSettings()
+        self._token: str | None = None
 
     async def lease(self, lease_ms: int, *, busy: bool = False) -> Job | None:
         """The right to run the oldest waiting job of the pool for ``lease_ms``.
@@ -51,16 +52,20 @@ class Leases:
         one that is idle, for half a second.
         """
         attempts_max = self._settings.attempts_max
-        return await self._cell.run_for_job(
+        # Kept until there is an answer: a lease whose answer was lost is asked for again.
+        self._token = self._token or secrets.token_hex(8)
+        job = await self._cell.run_for_job(
             "lease",
             self._pool,
             self._replica,
             lease_ms,
-            secrets.token_hex(8),
+            self._token,
             attempts_max,
             lost_error(attempts_max),
             int(busy),
         )
+        self._token = None
+        return job
 
     async def heartbeat(
         self, job: Job, *, lease_ms: int, phase: Phase, step: int, remaining_ms: int
@@ -105,11 +110,13 @@ class Leases:
             await self._cell.run("finish", job.id, job.fence, job.pool, state, field, value),
         )
 
-    async def announce(self, *, host: str, pid: int, slots: int, free: int) -> None:
+    async def announce(self, *, host: str, pid: int, slots: int, free: int, age_ms: int) -> None:
         """Say that this replica is there. To be repeated well within ``SILENT_REPLICA_MS``."""
         fields: dict[str, str | int] = {"host": host, "pid": pid, "slots": slots, "free": free}
         flat = [part for pair in fields.items() for part in pair]
-        await self._cell.run("announce", self._pool, self._replica, SILENT_REPLICA_MS, *flat)
+        await self._cell.run(
+            "announce", self._pool, self._replica, SILENT_REPLICA_MS, age_ms, *flat
+        )
 
     async def retire(self) -> None:
         """Say that this replica leaves."""

@@ -59,6 +59,14 @@ class Upkeep:
             )
         return ids
 
+    async def postponed(self, job_id: str) -> None:
+        """The files of this job could not be removed: after all others, then."""
+        async with self._cell.answers():
+            seconds, _ = await self._cell.redis.time()
+            await self._cell.redis.zadd(
+                self._cell.key("garbage"), {job_id: seconds * 1000}, xx=True
+            )
+
     async def removed(self, job_id: str) -> None:
         """The files of this job are gone."""
         async with self._cell.answers():

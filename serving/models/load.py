@@ -85,7 +85,7 @@ def _load_wan(model: Model, models_dir: Path) -> WanFamily:
         pipeline,
         device=device,
         prompt_tokens=options.prompt_tokens,
-        chunked_decode=options.offload == "none" and not options.vae_tiling,
+        chunked_decode=options.chunked_decode,
         fingerprint=fingerprint(model, pipeline, device),
         batch=model.batch,
     )

@@ -65,6 +65,11 @@ class LoadOptions(_Strict):
     vae_tiling: bool = False
     prompt_tokens: int = Field(512, ge=1, le=4096, description="every prompt is padded to this")
 
+    @property
+    def chunked_decode(self) -> bool:
+        """Whether a clip can be decoded piece by piece: not below offload hooks or tiling."""
+        return self.offload == "none" and not self.vae_tiling
+
 
 class Size(_Strict):
     """An output size. ``render`` is the size the model works at when that is smaller."""

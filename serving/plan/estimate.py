@@ -84,12 +84,15 @@ def worst_case(model: Model) -> Estimate:
 
 
 def drain_s(model: Model) -> float:
-    """How long a replica may take to hand its jobs back: a step, and a delivery that has begun.
+    """How long a replica may take to hand its jobs back: the work it cannot break off, which is a
+    step, a text encoding, or a decode in one piece; and a delivery that has begun.
 
     The margin is threefold, because estimates may be that wrong before anything was measured.
     """
     longest = worst_case(model)
-    return DRAIN_S_MIN + 3 * (max(longest.step_s, longest.encode_s) + longest.deliver_s)
+    whole_decode_s = 0.0 if model.load.chunked_decode else longest.decode_s
+    unbroken_s = max(longest.step_s, longest.encode_s, whole_decode_s)
+    return DRAIN_S_MIN + 3 * (unbroken_s + longest.deliver_s)
 
 
 def poll_after_ms(remaining_ms: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -113,6 +114,7 @@ def up(
             text=True,
             cwd=cwd,
             env={**clean_env(), **(env or {})},
+            preexec_fn=_usual_limits,
         )
     try:
         yield _ready(process, log)
@@ -125,6 +127,12 @@ def up(
             process.kill()
             if process.stdout:
                 process.stdout.close()
+
+
+def _usual_limits() -> None:
+    """What a login shell has: a stack must do with it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
 
 
 def _ready(process: subprocess.Popen[str], log: Path) -> Stack:

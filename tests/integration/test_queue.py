@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from deployments.redis_server import RedisServer
 from serving.jobs import (
@@ -72,6 +73,24 @@ async def test_a_lease_whose_answer_was_lost_is_the_same_lease(
     assert (await leased(leases)).id == other.id
 
 
+async def test_a_lease_that_got_no_answer_is_asked_for_again(
+    queue: JobQueue, cell: Cell, leases: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await submit(queue)
+    run = Cell.run
+
+    async def lost(self: Cell, script: str, *args: str | int) -> object:
+        await run(self, script, *args)
+        raise ServiceUnavailable("the answer was lost")
+
+    monkeypatch.setattr(Cell, "run", lost)
+    with pytest.raises(ServiceUnavailable):
+        await leases.lease(LEASE_MS)
+    monkeypatch.undo()
+    again = await leased(leases)
+    assert (again.id, again.attempts) == (job.id, 1)
+
+
 async def test_a_full_queue_refuses_and_writes_nothing(cell: Cell, redis: Redis) -> None:
     queue = JobQueue(cell, JobSettings(queue_max=1))
     await submit(queue)
@@ -117,10 +136,10 @@ async def test_a_busy_replica_leaves_a_fresh_job_to_an_idle_one_for_a_moment(
     queue: JobQueue, cell: Cell
 ) -> None:
     busy, idle = Leases(cell, "demo-wan", "busy"), Leases(cell, "demo-wan", "idle")
-    await busy.announce(host="a", pid=1, slots=2, free=1)
+    await busy.announce(host="a", pid=1, slots=2, free=1, age_ms=0)
     job = await submit(queue)
     assert (await leased(busy)).id == job.id, "nobody else is there"
-    await idle.announce(host="b", pid=2, slots=2, free=2)
+    await idle.announce(host="b", pid=2, slots=2, free=2, age_ms=0)
     job = await submit(queue)
     assert await busy.lease(LEASE_MS, busy=True) is None
     assert (await leased(idle)).id == job.id
@@ -188,6 +207,7 @@ async def test_a_checkpoint_is_where_the_next_lease_goes_on(
     assert await leases.checkpoint(job, "a", 1) == ""
     assert await leases.checkpoint(job, "b", 2) == "a"
     assert await leases.checkpoint(job, "b", 2) == "", "repeated after a lost answer"
+    assert await leases.checkpoint(job, "late", 1) == "late", "an older one does not replace it"
     await leases.give_back(job)
     again = await leased(leases)
     assert (again.checkpoint, again.checkpoint_step, again.step) == ("b", 2, 2)
@@ -256,14 +276,31 @@ async def test_leases_outlive_a_redis_that_was_away(
     await upkeep.tidy()
     running = await leased(leases, lease_ms=200)
     await asyncio.sleep(0.3)
-    # Nobody spoke for ten seconds, although only a third of one has passed here.
+    # As if nobody had spoken for ten seconds, of which the lease has lapsed for a tenth of one.
     await redis.decrby(cell.key("seen"), 10_000)
     await upkeep.tidy()
     assert await state_of(queue, job.id) is State.IN_PROGRESS
+    longer = await queue.get(job.id, user="ann")
+    assert 10_000 <= longer.lease_until_ms - running.lease_until_ms < 12_000
+    # Whoever speaks first finds the silence, also one with other news.
+    await redis.decrby(cell.key("seen"), 10_000)
+    await leases.announce(host="a", pid=1, slots=1, free=0, age_ms=0)
+    again = await queue.get(job.id, user="ann")
+    assert again.lease_until_ms - longer.lease_until_ms >= 10_000
+    # Once: then it lapses like any other.
     await leases.heartbeat(running, lease_ms=200, phase=Phase.DENOISE, step=1, remaining_ms=1)
-    # It was given its time once more, not for ever.
     await asyncio.sleep(0.3)
     await upkeep.tidy()
+    assert await state_of(queue, job.id) is State.QUEUED
+
+
+async def test_a_job_that_ran_and_came_back_does_not_expire(
+    cell: Cell, queue: JobQueue, leases: Leases
+) -> None:
+    job = await submit(queue)
+    await leases.give_back(await leased(leases))
+    await asyncio.sleep(1.1)
+    await Upkeep(cell, JobSettings(queue_ttl_s=1)).tidy()
     assert await state_of(queue, job.id) is State.QUEUED
 
 
@@ -346,7 +383,7 @@ async def test_an_ended_job_is_forgotten_with_everything_about_it(
     limits = JobSettings(retention_s=1, garbage_s=0)
     queue, upkeep = JobQueue(cell, limits), Upkeep(cell, limits)
     await submit(queue)
-    empty = {"seq", "fence", "pools", "ended:demo-wan", "seen", "garbage"}
+    empty = {"schema", "seq", "fence", "pools", "ended:demo-wan", "seen", "garbage"}
     job = await leased(leases)
     await leases.complete(job, {})
     assert await upkeep.tidy() == 0
@@ -405,15 +442,15 @@ async def test_replicas_are_listed_oldest_first_until_they_leave_or_fall_silent(
     queue: JobQueue, cell: Cell, redis: Redis, upkeep: Upkeep
 ) -> None:
     old, new = Leases(cell, "demo-wan", "old"), Leases(cell, "demo-wan", "new")
-    await old.announce(host="a", pid=1, slots=4, free=4)
-    await asyncio.sleep(0.01)
-    await new.announce(host="b", pid=2, slots=4, free=3)
-    await old.announce(host="a", pid=1, slots=4, free=1)
+    await new.announce(host="b", pid=2, slots=4, free=3, age_ms=10)
+    await old.announce(host="a", pid=1, slots=4, free=4, age_ms=60_000)
+    await old.announce(host="a", pid=1, slots=4, free=1, age_ms=60_000)
     replicas = (await queue.pools(["demo-wan"]))["demo-wan"].replicas
     assert [(r.id, r.host, r.pid, r.slots, r.free) for r in replicas] == [
         ("old", "a", 1, 4, 1),
         ("new", "b", 2, 4, 3),
     ]
+    assert [round(r.age_s) for r in replicas] == [60, 0]
     assert 0 < await redis.pttl(cell.key("replica", "old")) <= 10_000
     await new.retire()
     await redis.delete(cell.key("replica", "old"))  # as its time-out does
@@ -447,6 +484,23 @@ async def test_a_redis_of_another_schema_is_refused(cell: Cell, redis: Redis) ->
     await redis.set(cell.key("schema"), "0")
     with pytest.raises(ConfigError, match="schema 0"):
         await cell.check_schema()
+    # One that holds jobs and says nothing is from before there were schemas.
+    await redis.delete(cell.key("schema"))
+    await redis.set(cell.key("seq"), 1)
+    with pytest.raises(ConfigError, match="schema None"):
+        await cell.check_schema()
+
+
+async def test_a_defect_of_a_script_is_not_taken_for_an_outage(cell: Cell, redis: Redis) -> None:
+    await redis.set(cell.key("job", "video_x"), "no hash")
+    with pytest.raises(ResponseError):
+        await cell.run("submit", "video_x", "ann", "p", "p", "{}", 1, 10, 1000)
+    await redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(ServiceUnavailable):
+            await submit(JobQueue(cell))
+    finally:
+        await redis.config_set("maxmemory", 0)
 
 
 async def test_a_redis_that_is_away_is_unavailable() -> None:

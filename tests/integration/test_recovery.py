@@ -219,10 +219,10 @@ async def test_a_worker_that_was_stopped_finds_its_fence_stale_and_goes_on_servi
 
 @pytest.mark.parametrize("redis_server", ["7"], indirect=True)
 async def test_a_slow_step_does_not_lose_its_job(workers: Workers, queue: JobQueue) -> None:
-    # Thirty times its estimate, and still within the shortest lease.
+    # Forty times its estimate, and still within the shortest lease.
     job = await submit(queue, steps=3)
-    workers.start(step_s=0.6)
-    workers.start(step_s=0.6)
+    workers.start(step_s=0.8)
+    workers.start(step_s=0.8)
     done = await ended(queue, job)
     assert (done.state, done.attempts) == (State.COMPLETED, 1)
 
@@ -324,6 +324,7 @@ async def test_redis_away_for_twenty_seconds_stops_nobody(
     client: Redis = Redis.from_url(server.url, decode_responses=True)
     queue, upkeep = JobQueue(Cell(client)), Upkeep(Cell(client), JobSettings(lease_s_min=1))
     try:
+        await Cell(client).check_schema()
         await upkeep.tidy()
         job = await submit(queue, steps=20)
         waiting = await submit(queue, steps=1, seed=2)

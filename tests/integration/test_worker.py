@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from deployments.worker import Worker
-from serving.jobs import Cell, Job, JobQueue, JobSettings, State
+from serving.jobs import Cell, Job, JobQueue, JobSettings, Phase, State
 from serving.media import ArtifactStore, open_store
 from serving.models.family import Denoising, Family, Frames
 from serving.models.load import load_family
@@ -24,6 +24,8 @@ from serving.plan.catalog import BatchPolicy, Model, Placement
 from tests.jobs import submit
 
 pytestmark = pytest.mark.asyncio
+
+LEASE_S = 1
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 async def running(
     model: Model, family: Family, cell: Cell, store: ArtifactStore
 ) -> AsyncIterator[Worker]:
-    worker = Worker(model, family, cell, store, "r1", JobSettings(lease_s_min=1))
+    worker = Worker(model, family, cell, store, "r1", JobSettings(lease_s_min=LEASE_S))
     task = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -171,16 +173,27 @@ async def test_a_poison_request_fails_alone_with_a_reason(
         worker.check()
 
 
-async def test_a_store_that_refuses_fails_the_job_with_a_reason(
+async def test_a_store_that_is_away_is_waited_for(
     demo_model: Model, family: Family, cell: Cell, queue: JobQueue, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "full"
+    folder = tmp_path / "artifacts"
     store = open_store(folder.as_uri())
     folder.rmdir()
     folder.write_text("a file where the folder was")
     async with running(demo_model, family, cell, store):
-        failed = await ended(queue, await submit(queue))
-    assert (failed.state, failed.error["code"]) == (State.FAILED, "delivery_failed")
+        job = await submit(queue)
+
+        async def storing() -> bool:
+            return (await queue.get(job.id, user="ann")).phase is Phase.STORE
+
+        await until(storing)
+        await asyncio.sleep(2 * LEASE_S)
+        assert await storing(), "it keeps its lease, although there is nothing to see"
+        folder.unlink()
+        folder.mkdir()
+        done = await ended(queue, job)
+    assert (done.state, done.attempts) == (State.COMPLETED, 1)
+    assert await content(store, done)
 
 
 async def test_files_that_cannot_be_opened_cost_the_pool_no_slot(

@@ -2,8 +2,8 @@
 
 A line is JSON: ``redis_url``, ``store_url``, ``models_dir``, ``replica`` and ``faults``, which
 says where the worker harms itself: ``{"kill": "step:3"}`` sends it SIGKILL once three steps are
-done, ``"decode"`` at its first decoded chunk, ``"store"`` before its upload; ``"attempts": 1``
-only in the job's first attempt; ``"step_s"`` makes every step as slow. It answers with the pid.
+done, ``"decode"`` at its first decoded chunk, ``"store"`` before its upload, ``"pause_s"`` later
+than that; ``"step_s"`` makes every step slower by so much. It answers with the pid.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from serving.models.family import Denoising, Family, Frames
 from serving.models.load import load_family
 from serving.plan.catalog import CheckpointPolicy
 
-LIMITS = JobSettings(lease_s_min=1)
+LIMITS = JobSettings(lease_s_min=2)
 
 
 class Faulty:
@@ -54,8 +54,7 @@ class Faulty:
 
     def reach(self, point: str) -> None:
         if self._faults.get("kill") == point:
-            if point != "store":
-                time.sleep(self._faults.get("pause_s", 0))
+            time.sleep(self._faults.get("pause_s", 0))
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -90,6 +91,11 @@ class Driver:
             pass
         return event
 
+    def silent(self) -> bool:
+        """Nothing more comes, although there would have been time for several steps."""
+        time.sleep(0.3)
+        return self._said.empty()
+
     def until_end(self) -> list[Event]:
         events = [self.any()]
         while not isinstance(events[-1], Decoded | Dropped | Yielded):
@@ -149,12 +155,15 @@ def test_decoding_waits_until_the_final_latents_are_kept_and_others_run_meanwhil
 def test_snapshots_come_on_schedule_one_at_a_time(driver: Driver) -> None:
     driver.engine.submit("a", spec(steps=7))
     assert driver.next(Saved).snapshot.step == 2
-    # The first one is not kept yet, so there is no second.
-    rest = [driver.any()]
-    while not isinstance(rest[-1], Denoised):
-        rest.append(driver.any())
-    assert not any(isinstance(event, Saved) for event in rest)
-    assert rest[-1].snapshot.step == 7
+    # Until the first one is kept there is no second, and no final one either.
+    steps = [driver.any() for _ in range(5)]
+    assert [event.step for event in steps if isinstance(event, Stepped)] == [3, 4, 5, 6, 7]
+    assert driver.silent()
+    driver.engine.kept("a")
+    assert driver.next(Denoised).snapshot.step == 7
+    assert driver.silent(), "and no decoding before that is kept"
+    driver.engine.kept("a")
+    driver.next(Decoded)
 
 
 def test_a_yield_resumes_to_the_same_bits(driver: Driver) -> None:

@@ -27,7 +27,7 @@
 -- <cell>:wake:<pool>          channel a job is waiting: replicas with a free slot should lease
 -- <cell>:drop:<pool>          channel "<id> <fence>": stop this run, its fence is no longer valid
 local cell = KEYS[1]
-local SILENCE_MS = 5000
+local SILENCE_MS = 3000
 
 local function key(...)
   return cell .. ':' .. table.concat({...}, ':')
@@ -75,6 +75,7 @@ local function finish(id, pool, state, name, value)
   local expires = now + tonumber(job_field(id, 'retention_ms'))
   redis.call('HSET', key('job', id), 'state', state, 'finished_ms', now, 'expires_ms', expires,
     'phase', '', 'remaining_ms', 0, name, value)
+  redis.call('HDEL', key('job', id), 'checkpoint', 'checkpoint_step')
   redis.call('ZADD', key('expiring'), expires, id)
   redis.call('HINCRBY', key('ended', pool), state, 1)
   if state ~= 'completed' then
@@ -112,22 +113,25 @@ local function lose(id, pool, attempts_max, lost_error)
   end
 end
 
--- Take back the jobs of this pool whose lease ran out.
---
--- When nobody spoke for a while, Redis itself was away, and leases ran out although their
--- replicas may have worked on: each gets its length once more, to report or to lapse.
-local function reap(pool, attempts_max, lost_error)
-  local now = now_ms()
-  local silent = now - tonumber(redis.call('GET', key('seen')) or now) > SILENCE_MS
+-- Whoever speaks leaves the time. Replicas and ingresses do so every second or two, so when nobody
+-- did for longer, Redis itself was away: that time does not count against any lease.
+local function speak(now)
+  local silence = now - tonumber(redis.call('GET', key('seen')) or now)
   redis.call('SET', key('seen'), now)
-  if silent then
-    for _, each in ipairs(redis.call('SMEMBERS', key('pools'))) do
-      for _, id in ipairs(redis.call('ZRANGE', key('leased', each), 0, -1)) do
-        lease_until(id, each, now + tonumber(job_field(id, 'lease_ms')))
-      end
-    end
+  if silence <= SILENCE_MS then
     return
   end
+  for _, pool in ipairs(redis.call('SMEMBERS', key('pools'))) do
+    for _, id in ipairs(redis.call('ZRANGE', key('leased', pool), 0, -1)) do
+      lease_until(id, pool, tonumber(job_field(id, 'lease_until_ms')) + silence)
+    end
+  end
+end
+
+-- Take back the jobs of this pool whose lease ran out.
+local function reap(pool, attempts_max, lost_error)
+  local now = now_ms()
+  speak(now)
   local lapsed = redis.call('ZRANGEBYSCORE', key('leased', pool), '-inf', now, 'LIMIT', 0, 100)
   for _, id in ipairs(lapsed) do
     lose(id, pool, attempts_max, lost_error)

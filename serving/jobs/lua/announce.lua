@@ -1,10 +1,13 @@
--- announce(pool, replica, ttl_ms, field, value, …) -> 1
--- A replica says that it is there, and how it is: fields of its hash, such as slots and free.
+-- announce(pool, replica, ttl_ms, age_ms, field, value, …) -> 1
+-- A replica says that it is there, for how long it has been, and how it is: fields of its hash,
+-- such as slots and free.
 local pool, replica, ttl_ms = ARGV[1], ARGV[2], ARGV[3]
-local mine = key('replica', replica)
+local mine, now = key('replica', replica), now_ms()
+local started = now - tonumber(ARGV[4])
+speak(now)
 redis.call('SADD', key('pools'), pool)
-redis.call('HSETNX', mine, 'started_ms', now_ms())
-redis.call('HSET', mine, 'id', replica, 'pool', pool, 'seen_ms', now_ms(), unpack(ARGV, 4))
+redis.call('HSET', mine, 'id', replica, 'pool', pool, 'seen_ms', now, 'started_ms', started,
+  unpack(ARGV, 5))
 redis.call('PEXPIRE', mine, ttl_ms)
-redis.call('ZADD', key('replicas', pool), redis.call('HGET', mine, 'started_ms'), replica)
+redis.call('ZADD', key('replicas', pool), started, replica)
 return 1

@@ -9,5 +9,9 @@ local before = job_field(id, 'checkpoint') or ''
 if before == file then
   before = ''
 end
+-- A store may finish its uploads in another order than they began.
+if tonumber(job_field(id, 'checkpoint_step') or 0) > tonumber(step) then
+  return {1, file}
+end
 redis.call('HSET', key('job', id), 'checkpoint', file, 'checkpoint_step', step)
 return {1, before}

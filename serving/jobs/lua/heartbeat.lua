@@ -4,7 +4,8 @@ local id, fence, pool, lease_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 if not fence_holds(id, fence) then
   return 0
 end
-redis.call('HSET', key('job', id), 'lease_ms', lease_ms,
-  'phase', ARGV[5], 'step', ARGV[6], 'remaining_ms', ARGV[7])
-lease_until(id, pool, now_ms() + lease_ms)
+local now = now_ms()
+speak(now)
+redis.call('HSET', key('job', id), 'phase', ARGV[5], 'step', ARGV[6], 'remaining_ms', ARGV[7])
+lease_until(id, pool, now + lease_ms)
 return 1

@@ -33,7 +33,7 @@ end
 redis.call('ZREM', key('queued', pool), head[1])
 local id, now, fence = head[1], now_ms(), redis.call('INCR', key('fence'))
 redis.call('HSET', key('job', id), 'state', 'in_progress', 'replica', replica,
-  'fence', fence, 'lease_ms', lease_ms, 'phase', 'encode',
+  'fence', fence, 'phase', 'encode',
   'remaining_ms', job_field(id, 'est_device_ms'),
   'step', job_field(id, 'checkpoint_step') or 0)
 redis.call('HINCRBY', key('job', id), 'attempts', 1)
