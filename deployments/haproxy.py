@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
+import signal
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -27,6 +30,22 @@ def use_haproxy(wanted: Literal["auto", "haproxy", "serve"]) -> bool:
     if wanted == "haproxy" and not there:
         raise ConfigError("there is no HAProxy for this machine; set REELSERVE_PROXY=serve")
     return there and wanted != "serve"
+
+
+def end_orphan(run_dir: Path) -> None:
+    """End the HAProxy of a stack that was killed: Ray leaves it behind, with its port.
+
+    To be called only when that stack is known to be gone.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(run_dir) in command and b"haproxy" in command:
+            with suppress(ProcessLookupError):
+                os.kill(int(process.name), signal.SIGKILL)
+    shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def haproxy_environment(run_dir: Path) -> dict[str, str]:

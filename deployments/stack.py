@@ -20,7 +20,7 @@ import httpx
 from pydantic import SecretStr
 
 from deployments.connections import open_redis
-from deployments.haproxy import haproxy_environment, use_haproxy
+from deployments.haproxy import end_orphan, haproxy_environment, use_haproxy
 from deployments.redis_server import RedisServer, free_port
 from deployments.settings import StackSettings
 from serving.api.keys import Keys
@@ -97,9 +97,16 @@ class LocalStack:
                 f"the data directory {folder} is in use by process {lock.read().strip() or '?'}; "
                 "stop that one, or choose another with --data-dir"
             ) from None
+        self._clean_up_after_a_kill()
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+
+    def _clean_up_after_a_kill(self) -> None:
+        note = self.settings.data_dir / "haproxy-run-dir"
+        if note.exists():
+            end_orphan(Path(note.read_text()))
+            note.unlink()
 
     def _check_port(self) -> None:
         family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET
@@ -163,8 +170,7 @@ class LocalStack:
             RAY_AUTH_TOKEN=secrets.token_hex(32),  # else Ray leaves one in the home folder
         )
         if use_haproxy(self.settings.proxy):
-            run_dir = self._exit.enter_context(TemporaryDirectory(prefix="reelserve-"))
-            os.environ.update(haproxy_environment(Path(run_dir)))
+            os.environ.update(haproxy_environment(self._run_dir()))
         import ray
 
         # Before init: an interrupt half way through it must stop what it has started.
@@ -190,6 +196,15 @@ class LocalStack:
                 f"the models {', '.join(self.settings.models)} need {wanted:g} GPU(s) "
                 f"and this machine has {there:g}; serve fewer, or change placement.num_gpus"
             )
+
+    def _run_dir(self) -> Path:
+        """A folder with a short path; the data directory remembers it, for after a kill."""
+        note = self.settings.data_dir / "haproxy-run-dir"
+        # Not in TMPDIR: HAProxy's socket lies 57 characters below and may have 97 in all.
+        folder = TemporaryDirectory(prefix="rs-", dir="/tmp")
+        run_dir = self._exit.enter_context(folder)
+        note.write_text(run_dir)
+        return Path(run_dir)
 
     def _start_serve(self) -> None:
         self._progress("loading " + ", ".join(self.settings.models))

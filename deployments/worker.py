@@ -13,6 +13,7 @@ import socket
 import time
 from contextlib import suppress
 
+from deployments.clip_files import remove_orphans
 from deployments.run import LEASE_PER_STAGE, JobRun, until_answered
 from serving.engine import Engine, Event
 from serving.jobs import Cell, Job, JobSettings, Leases
@@ -76,6 +77,7 @@ class Worker:
         Raises :class:`ConfigError` if what it holds is of another version.
         """
         await until_answered(self._cell.check_schema)
+        await asyncio.to_thread(remove_orphans)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._lease_forever())
             group.create_task(self._listen_forever())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deployments.cli import jobs, keys, models
+from deployments.cli import bench, jobs, keys, loadtest, models
 from deployments.cli.output import USER_ENVIRONMENT
 from deployments.cli.status import status
 from deployments.cli.submit import submit
@@ -30,6 +30,8 @@ app.command(epilog=USER_ENVIRONMENT)(submit)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
+app.add_typer(loadtest.app, name="loadtest")
+app.add_typer(bench.app, name="bench")
 
 
 def _version(wanted: bool) -> None:

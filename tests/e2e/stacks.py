@@ -103,12 +103,13 @@ def up(
     executable: Path = REELSERVE,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    port: int = 0,
 ) -> Iterator[Stack]:
-    """``reelserve up`` on a free port; stopped at the end if the test did not."""
+    """``reelserve up``, on a free port unless one is given. Stopped at the end, if not before."""
     log = data_dir.parent / f"{data_dir.name}.log"
     with log.open("a") as stderr:
         process = subprocess.Popen(
-            [str(executable), "up", "--port", "0", "--data-dir", str(data_dir), "--json"],
+            [str(executable), "up", "--port", str(port), "--data-dir", str(data_dir), "--json"],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

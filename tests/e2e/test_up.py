@@ -44,6 +44,21 @@ def test_a_restart_keeps_jobs_clips_and_keys_and_leaves_nothing_running(tmp_path
         assert client.get(f"/v1/videos/{running}").json()["attempts"] == 1
 
 
+def test_a_killed_stack_starts_again_on_its_port_with_its_jobs(tmp_path: Path) -> None:
+    with up(tmp_path / "data") as stack, stack.client() as client:
+        done = create(client)
+        assert wait_for(client, done)["status"] == "completed"
+        waiting = [create(client, steps=100) for _ in range(2)]
+        stack.process.kill()
+        stack.process.wait()
+        port = int(stack.url.rpartition(":")[2])
+    with up(tmp_path / "data", port=port) as again, again.client() as client:
+        assert again.url == stack.url
+        assert client.get(f"/v1/videos/{done}/content").status_code == 200
+        for video_id in waiting:
+            assert wait_for(client, video_id)["status"] == "completed"
+
+
 def test_what_a_person_sees(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"data_dir: {tmp_path / 'data'}\nport: 0\ningress_replicas: 1\n")

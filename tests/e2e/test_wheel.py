@@ -32,13 +32,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_carries_every_file_of_its_packages(wheel: Path) -> None:
     files = {
         str(file.relative_to(ROOT))
-        for room in ("serving", "deployments")
+        for room in ("serving", "deployments", "loadtest")
         for file in (ROOT / room).rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert {"serving/jobs/lua/lease.lua", "deployments/catalog/demo-wan.yaml"} <= files <= inside
-    assert {name.split("/")[0] for name in inside} - {"serving", "deployments"} == {
+    assert {name.split("/")[0] for name in inside} - {"serving", "deployments", "loadtest"} == {
         name.split("/")[0] for name in inside if ".dist-info" in name
     }
 
