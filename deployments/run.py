@@ -116,6 +116,9 @@ class JobRun:
             # A defect of ours: the job fails alone, and says so, rather than hang.
             log.exception("%s failed unexpectedly", self.id)
             await self._fail(ModelFailed(f"Unexpected {type(error).__name__}."))
+        finally:
+            if self._keeping:  # it removes what it stores for a job that is no longer ours
+                await asyncio.gather(self._keeping, return_exceptions=True)
 
     async def _generate(self) -> None:
         """From the lease to the stored clip, or to the job's return to the queue."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from serving.jobs import Job, JobQueue, Leases
@@ -47,3 +49,20 @@ async def leased(leases: Leases, lease_ms: int = LEASE_MS) -> Job:
     job = await leases.lease(lease_ms)
     assert job is not None
     return job
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
+    """Wait for it; TimeoutError if it does not come."""
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def ended(queue: JobQueue, job: Job) -> Job:
+    """The job, once it has ended."""
+
+    async def over() -> bool:
+        return (await queue.get(job.id, user=job.user)).terminal
+
+    await until(over)
+    return await queue.get(job.id, user=job.user)

@@ -12,7 +12,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from serving.jobs.job import Job
 from serving.plan.errors import ConfigError, GenerationError, ServiceUnavailable
@@ -24,8 +24,9 @@ SCHEMA = "1"
 """Version of the keys and scripts. A change that old processes cannot live with raises it."""
 
 REFUSALS = re.compile(r"(^|-)(OOM|MISCONF|READONLY|LOADING|BUSY|NOREPLICAS|MASTERDOWN) ")
-"""Where an error says that Redis will not write now; from within a script it is quoted. Redis
-refuses a script's first write or none, so nothing is half written."""
+"""How an error begins that says Redis will not write now; from within a script it is quoted, and
+for some the client has a class instead. Redis refuses a script's first write or none, so nothing is
+half written."""
 
 SCRIPTS = (
     "submit",
@@ -83,7 +84,8 @@ class Cell:
             yield
         except ResponseError as error:
             # What Redis will not do now it may do later; anything else is a defect of ours.
-            if not REFUSALS.search(str(error)):
+            refused = isinstance(error, OutOfMemoryError | ReadOnlyError)
+            if not refused and not REFUSALS.search(str(error)):
                 raise
             log.warning("redis: %s", error)
             raise ServiceUnavailable(

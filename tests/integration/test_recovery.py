@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from deployments.redis_server import RedisServer
 from serving.jobs import Cell, Job, JobQueue, JobSettings, State, Upkeep
 from serving.media import ArtifactStore, open_store
 from serving.plan.clip import ClipSpec
-from tests.jobs import submit
+from tests.jobs import ended, submit, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -109,20 +109,6 @@ async def workers(
     yield workers
     workers.stop()
     house.cancel()
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.02)
-
-
-async def ended(queue: JobQueue, job: Job) -> Job:
-    async def over() -> bool:
-        return (await queue.get(job.id, user=job.user)).terminal
-
-    await until(over)
-    return await queue.get(job.id, user=job.user)
 
 
 async def reached(queue: JobQueue, job: Job, step: int) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from serving.media import ArtifactStore, open_store
 from serving.models.family import Denoising, Family, Frames
 from serving.models.load import load_family
 from serving.plan.catalog import BatchPolicy, Model, Placement
-from tests.jobs import submit
+from tests.jobs import ended, submit, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -58,20 +58,6 @@ async def worker(
 ) -> AsyncIterator[Worker]:
     async with running(demo_model, family, cell, store) as worker:
         yield worker
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.02)
-
-
-async def ended(queue: JobQueue, job: Job) -> Job:
-    async def over() -> bool:
-        return (await queue.get(job.id, user=job.user)).terminal
-
-    await until(over)
-    return await queue.get(job.id, user=job.user)
 
 
 async def content(store: ArtifactStore, job: Job, variant: str = "video") -> bytes:
