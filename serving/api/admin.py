@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from serving.api.auth import require_admin, require_any
-from serving.api.body import read_fields, validate
+from serving.api.body import body_docs, read_fields, validate
 from serving.api.schemas import KeyCreate
 from serving.api.services import ServicesDep
 
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1", tags=["operation"])
 admin = [Depends(require_admin)]
 
 
-@router.post("/admin/keys", dependencies=admin)
+@router.post("/admin/keys", dependencies=admin, openapi_extra=body_docs(KeyCreate))
 async def create_key(request: Request, services: ServicesDep) -> dict[str, Any]:
     """A new API key for a user. ``key`` is shown only in this answer."""
     wanted = validate(KeyCreate, await read_fields(request))

@@ -63,6 +63,15 @@ async def _form_fields(request: Request) -> dict[str, Any]:
     return unflatten(pairs)
 
 
+def body_docs(schema: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI says of a body that :func:`read_fields` reads: the framework cannot see it."""
+    content = {
+        kind: {"schema": schema.model_json_schema()}
+        for kind in ("application/json", "multipart/form-data")
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def unflatten(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Nest bracketed form keys: ``a[b]=1`` is ``{"a": {"b": "1"}}``, ``a[]=1`` a list.
 

@@ -24,7 +24,7 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(services: ServicesDep) -> dict[str, str]:
-    """Requests would be served: 503 while the job store is away."""
+    """The job store answers, so jobs can be accepted and shown: 503 while it is away."""
     await services.queue.ping()
     return {"status": "ready"}
 

@@ -17,8 +17,8 @@ sending when the connection closes sees a broken pipe instead of the answer."""
 class RequestId:
     """Gives every request an id, in ``request.state.request_id`` and ``x-request-id``.
 
-    Ray Serve's proxies name each request and echo the name on the answer; where there is no
-    proxy, this does both.
+    Ray Serve names each request and echoes the name on the answer, so one that comes with a name
+    is left to it; one that comes without, as outside of Serve, is named and answered here.
     """
 
     def __init__(self, app: ASGIApp) -> None:

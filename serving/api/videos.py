@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from serving.api.auth import UserDep
-from serving.api.body import read_fields, validate
+from serving.api.body import body_docs, read_fields, validate
 from serving.api.schemas import Video, VideoCreate, VideoDeleted, VideoList, video_of
 from serving.api.services import Services, ServicesDep
 from serving.jobs import Job, Place, State, new_video_id
@@ -22,18 +22,8 @@ from serving.plan.estimate import estimate, poll_after_ms
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
-CREATE_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            kind: {"schema": VideoCreate.model_json_schema()}
-            for kind in ("application/json", "multipart/form-data")
-        },
-    }
-}
 
-
-@router.post("", openapi_extra=CREATE_BODY)
+@router.post("", openapi_extra=body_docs(VideoCreate))
 async def create(
     request: Request, response: Response, user: UserDep, services: ServicesDep
 ) -> Video:

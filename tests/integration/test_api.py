@@ -512,8 +512,9 @@ async def test_probes_metrics_and_docs_need_no_key(anyone: httpx.AsyncClient) ->
     assert (await anyone.get("/readyz")).json() == {"status": "ready"}
     assert (await anyone.get("/docs")).status_code == 200
     paths = (await anyone.get("/openapi.json")).json()["paths"]
-    body = paths["/v1/videos"]["post"]["requestBody"]["content"]
-    assert set(body) == {"application/json", "multipart/form-data"}
+    for path in ("/v1/videos", "/v1/admin/keys"):
+        body = paths[path]["post"]["requestBody"]["content"]
+        assert set(body) == {"application/json", "multipart/form-data"}
 
 
 async def test_metrics_count_what_happened(
