@@ -44,7 +44,8 @@ HEARTBEAT_S = 0.25
 """Progress is written at most this often; steps may take a millisecond."""
 LEASE_PER_STAGE = 20
 """A lease outlives this many estimated steps, so that a slow one does not lose its job."""
-RETRY_S_MAX = 5.0
+RETRY_S_MAX = 0.5
+"""Well within the shortest lease: when Redis is back, a lease has only left what it had."""
 STORE_PATIENCE_S = 120.0
 STORE_PAUSE_S = 1.0
 
