@@ -6,10 +6,12 @@ know what changed, and replaces no replica because of another's number.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -17,12 +19,17 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
+from deployments.connections import open_redis
 from deployments.ingress import Ingress
 from deployments.replica import ModelReplica
 from deployments.settings import StackSettings
+from serving.jobs import Cell, CostStore
 from serving.plan.catalog import Model
-from serving.plan.errors import ConfigError
-from serving.plan.estimate import drain_s
+from serving.plan.costs import CostModel
+from serving.plan.drain import drain_s
+from serving.plan.errors import ConfigError, ServiceUnavailable
+
+log = logging.getLogger(__name__)
 
 APP_NAME = "reelserve"
 INGRESS_ONGOING_MAX = 20_000
@@ -40,8 +47,14 @@ def build(args: Mapping[str, str]) -> Application:
     return serve.deployment(name="ingress")(serve.ingress()(Ingress)).bind(pools)
 
 
-def serve_config(settings: StackSettings) -> dict[str, Any]:
-    """The serve config for these settings: how many replicas, and what each may take."""
+def serve_config(
+    settings: StackSettings, learned: Mapping[str, Sequence[CostModel]] | None = None
+) -> dict[str, Any]:
+    """The serve config for these settings: how many replicas, and what each may take.
+
+    ``learned`` is by model what earlier deployments found out about its work.
+    """
+    learned = learned or {}
     models = settings.catalog().models.values()
     ingress = {
         "name": "ingress",
@@ -49,7 +62,7 @@ def serve_config(settings: StackSettings) -> dict[str, Any]:
         "max_ongoing_requests": INGRESS_ONGOING_MAX,
         "ray_actor_options": {"num_cpus": 0.1, "runtime_env": _version_env(*models)},
     }
-    pools = [_pool(model) for model in models]
+    pools = [_pool(model, learned.get(model.id, ())) for model in models]
     return {
         "applications": [
             {
@@ -62,14 +75,14 @@ def serve_config(settings: StackSettings) -> dict[str, Any]:
     }
 
 
-def _pool(model: Model) -> dict[str, Any]:
+def _pool(model: Model, learned: Sequence[CostModel]) -> dict[str, Any]:
     place = model.placement
     return {
         "name": model.id,
         "num_replicas": place.replicas,
         # The worker stops leasing in its drain hook, so Serve should get there at once.
         "graceful_shutdown_wait_loop_s": 0.1,
-        "graceful_shutdown_timeout_s": drain_s(model) + 5,
+        "graceful_shutdown_timeout_s": drain_s(model, learned) + 5,
         "health_check_period_s": 2,
         "health_check_timeout_s": 10,
         "ray_actor_options": {
@@ -99,7 +112,8 @@ def deploy(settings: StackSettings, timeout_s: float) -> None:
     """
     from ray.serve.context import _get_global_client
 
-    config = ServeDeploySchema.model_validate(serve_config(settings))
+    learned = asyncio.run(learned_costs(settings))
+    config = ServeDeploySchema.model_validate(serve_config(settings, learned))
     _get_global_client().deploy_apps(config)
     deadline = time.monotonic() + timeout_s
     while True:
@@ -113,6 +127,21 @@ def deploy(settings: StackSettings, timeout_s: float) -> None:
         if time.monotonic() > deadline:
             raise ConfigError(f"the application did not start within {timeout_s:.0f} s")
         time.sleep(POLL_S)
+
+
+async def learned_costs(settings: StackSettings) -> dict[str, Sequence[CostModel]]:
+    """By model what its device classes learned; nothing when Redis is away: then the catalog's
+    figures must do, as at the first start."""
+    redis = open_redis(settings)
+    store = CostStore(Cell(redis))
+    try:
+        pools = settings.catalog().models.values()
+        return {model.id: [*(await store.load(model)).learned.values()] for model in pools}
+    except ServiceUnavailable as error:
+        log.warning("drain time-outs follow the catalog: %s", error)
+        return {}
+    finally:
+        await redis.aclose()
 
 
 def _last_error(message: str) -> str:

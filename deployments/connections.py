@@ -16,7 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from deployments.housekeeping import keep_house
 from deployments.settings import StackSettings
 from serving.api import ApiSettings, Keys, Services, UrlSigner
-from serving.jobs import CELL, Cell, JobQueue, JobSettings, Upkeep
+from serving.jobs import CELL, Cell, CostReader, CostStore, JobQueue, JobSettings, Upkeep
 from serving.media import ArtifactStore, open_store
 from serving.plan.errors import ConfigError
 
@@ -79,6 +79,7 @@ async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncItera
             signer=UrlSigner(backends.redis, CELL, api.content_url_s),
             catalog=settings.catalog(),
             settings=api,
+            costs=CostReader(CostStore(backends.cell)),
         )
     finally:
         housekeeping.cancel()

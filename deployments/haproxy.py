@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ from serving.plan.errors import ConfigError
 CONNECTIONS_MAX = 20_000
 FILES_PER_CONNECTION = 3
 """HAProxy wants some two and a half, and does not start if it cannot have them."""
+END_S_MAX = 10.0
 
 
 def use_haproxy(wanted: Literal["auto", "haproxy", "serve"]) -> bool:
@@ -37,15 +39,26 @@ def end_orphan(run_dir: Path) -> None:
 
     To be called only when that stack is known to be gone.
     """
+    deadline = time.monotonic() + END_S_MAX
+    while (left := _processes_of(run_dir)) and time.monotonic() < deadline:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)  # the port is free once it is gone, not once it is told to go
+    shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def _processes_of(run_dir: Path) -> list[int]:
+    """Pids of HAProxy with its files there. One that has ended has no command line any more."""
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes()
         except OSError:
             continue
         if os.fsencode(run_dir) in command and b"haproxy" in command:
-            with suppress(ProcessLookupError):
-                os.kill(int(process.name), signal.SIGKILL)
-    shutil.rmtree(run_dir, ignore_errors=True)
+            found.append(int(process.name))
+    return found
 
 
 def haproxy_environment(run_dir: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from deployments.settings import StackSettings
 from deployments.worker import Worker
 from serving.jobs import JobSettings
 from serving.models.load import load_family
-from serving.plan.estimate import drain_s
+from serving.plan.drain import drain_s
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class ModelReplica:
         family = load_family(model, settings.models_folder)
         self._backends = open_backends(settings)
         replica = ray.get_runtime_context().get_actor_id() or f"pid-{os.getpid()}"
-        self._drain_s = drain_s(model)
+        self._model = model
         self._worker = Worker(
             model, family, self._backends.cell, self._backends.store, replica, JobSettings()
         )
@@ -53,7 +53,7 @@ class ModelReplica:
         """Serve's drain hook: hand the jobs back before the process goes."""
         if not hasattr(self, "_worker"):
             return
-        await self._worker.drain(self._drain_s)
+        await self._worker.drain(drain_s(self._model, [self._worker.costs]))
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         await self._backends.close()

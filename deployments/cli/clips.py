@@ -22,6 +22,7 @@ class Variant(StrEnum):
     VIDEO = "video"
     THUMBNAIL = "thumbnail"
     SPRITESHEET = "spritesheet"
+    PREVIEW = "preview"
 
 
 def check_id(video_id: str) -> str:
@@ -58,7 +59,7 @@ def require_completed(video: Video, out: Output) -> None:
 
 
 def fetch(api: Client, video: Video, variant: Variant, to: Path | None, out: Output) -> None:
-    """Download one file of a completed job and print the result.
+    """Download one file of a job that has it and print the result.
 
     ``to`` is a file, a folder, or None for the current folder. The file appears whole or not
     at all, and replaces one that was there.

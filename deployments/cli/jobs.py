@@ -13,6 +13,7 @@ from deployments.cli.errors import CliError
 from deployments.cli.output import (
     USER_ENVIRONMENT,
     JsonOption,
+    Output,
     facts,
     plain,
     reporting,
@@ -20,7 +21,7 @@ from deployments.cli.output import (
     table,
     when,
 )
-from deployments.cli.wait import TERMINAL, describe, time_left, told, wait
+from deployments.cli.wait import TERMINAL, Video, describe, time_left, told, wait
 
 app = typer.Typer(help="Look at, download, cancel and delete jobs.", no_args_is_help=True)
 
@@ -138,7 +139,7 @@ def download(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Download a completed clip, its thumbnail or its spritesheet.
+    """Download a completed clip, its thumbnail or its spritesheet, or a preview of a running one.
 
     The file appears whole or not at all. With --wait it resumes a `submit` that was
     interrupted; without, a job that has not ended yet is an error that says how far it is.
@@ -146,13 +147,22 @@ def download(
     Examples:
       reelserve jobs download video_1f0c… --wait --out clip.mp4
       reelserve jobs download video_1f0c… --variant thumbnail
+      reelserve jobs download video_1f0c… --variant preview
     """
+    if wait_for_it and variant is Variant.PREVIEW:
+        raise typer.BadParameter("a job that has ended has no preview; leave --wait out")
     with reporting(as_json) as output, Client.as_user() as api:
         reply = api.get("v1", "videos", video_id)
         video = wait(api, reply, output) if wait_for_it else reply.body
-        if video["status"] not in TERMINAL:
-            left = time_left(video)
-            stands = f"{describe(video)}{f', {left}' if left else ''}"
-            raise told(CliError(f"Not ready: {stands}.", code="video_not_ready"), video)
-        require_completed(video, output)
+        if variant is not Variant.PREVIEW:
+            _require_clip(video, output)
         fetch(api, video, variant, out, output)
+
+
+def _require_clip(video: Video, out: Output) -> None:
+    """An error for a job that still runs, and for one that ended without a clip."""
+    if video["status"] not in TERMINAL:
+        left = time_left(video)
+        stands = f"{describe(video)}{f', {left}' if left else ''}"
+        raise told(CliError(f"Not ready: {stands}.", code="video_not_ready"), video)
+    require_completed(video, out)

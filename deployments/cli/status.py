@@ -32,6 +32,7 @@ def status(as_json: JsonOption = False) -> None:
             table(*heads, rows=rows),
             table(*REPLICA, rows=_replicas(answer["pools"])),
             *_events(answer["pools"]),
+            *_estimates(answer["pools"]),
         )
 
 
@@ -49,6 +50,14 @@ def _events(pools: Mapping[str, Any]) -> Iterator[str]:
         if pool["counts"]:
             counted = ", ".join(f"{event} {times}" for event, times in pool["counts"].items())
             yield f"{name}: {counted}"
+
+
+def _estimates(pools: Mapping[str, Any]) -> Iterator[str]:
+    """How far predictions were off lately, where anything was predicted."""
+    for name, pool in pools.items():
+        for device, stages in pool["costs"].items():
+            off = (f"{stage} {100 * each['error']:.0f}%" for stage, each in stages.items())
+            yield f"{name} on {device}: estimates off by {', '.join(off)}"
 
 
 def _row(name: str, pool: Mapping[str, Any]) -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -10,6 +11,7 @@ from serving.api.auth import require_admin, require_any
 from serving.api.body import body_docs, read_fields, validate
 from serving.api.schemas import KeyCreate
 from serving.api.services import ServicesDep
+from serving.plan.costs import PoolCosts
 
 router = APIRouter(prefix="/v1", tags=["operation"])
 admin = [Depends(require_admin)]
@@ -39,7 +41,8 @@ async def revoke_key(key_id: str, services: ServicesDep) -> dict[str, Any]:
 
 @router.get("/status", dependencies=[Depends(require_any)])
 async def status(services: ServicesDep) -> dict[str, Any]:
-    """Each pool's backlog and replicas, how its jobs ended, and what else happened to them."""
+    """Each pool's backlog and replicas, how its jobs ended, what else happened to them, and how
+    good the predictions of what they take have been lately, by device and stage."""
     pools = await services.queue.pools(list(services.catalog.models))
     return {
         "object": "status",
@@ -51,7 +54,15 @@ async def status(services: ServicesDep) -> dict[str, Any]:
                 "ended": {str(state): count for state, count in sorted(pool.ended.items())},
                 "counts": dict(sorted(pool.counts.items())),
                 "replicas": [vars(replica) for replica in pool.replicas],
+                "costs": _costs(await services.costs.of(services.catalog.models[name])),
             }
             for name, pool in pools.items()
         },
+    }
+
+
+def _costs(pool: PoolCosts) -> dict[str, Any]:
+    return {
+        device: {stage: asdict(accuracy) for stage, accuracy in costs.accuracy().items()}
+        for device, costs in sorted(pool.learned.items())
     }

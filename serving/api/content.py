@@ -1,8 +1,9 @@
-"""``/v1/videos/{id}/content``: the bytes of a finished clip."""
+"""``/v1/videos/{id}/content``: the bytes of a finished clip, a glimpse of a running one."""
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -10,13 +11,14 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 
 from serving.api.auth import Credentials, current_user
 from serving.api.ranges import NotSatisfiable, parse_range
-from serving.api.services import ServicesDep
+from serving.api.services import Services, ServicesDep
 from serving.jobs import Job, State
+from serving.media import ArtifactMissing
 from serving.plan.errors import InvalidRequest, NotFound
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
-Variant = Literal["video", "thumbnail", "spritesheet"]
+Variant = Literal["video", "thumbnail", "spritesheet", "preview"]
 
 
 @router.head("/{video_id}/content", response_model=None, include_in_schema=False)
@@ -30,9 +32,10 @@ async def content(
     expires: int | None = None,
     signature: str | None = None,
 ) -> Response:
-    """The MP4, a JPEG thumbnail or a JPEG spritesheet, whole or by ``Range``.
+    """The MP4, a JPEG thumbnail or a JPEG spritesheet, whole or by ``Range``; ``preview``, while
+    the video is made, is a small JPEG of what it will show as far as one can tell.
 
-    With a key, or with the ``expires`` and ``signature`` of one of the video's ``content_urls``.
+    With a key, or with the ``expires`` and ``signature`` of one of the video's URLs.
     """
     job: Job | None
     if signature is not None:
@@ -43,6 +46,8 @@ async def content(
     else:
         user = await current_user(credentials, services)
         job = await services.queue.get(video_id, user=user)
+    if variant == "preview":
+        return await _preview(job, request, services)
     if job.state is not State.COMPLETED:
         raise InvalidRequest(
             f"The video is {job.state}; there is content only once it is completed.",
@@ -86,3 +91,29 @@ async def content(
         headers=headers,
         media_type=media_type,
     )
+
+
+async def _preview(job: Job, request: Request, services: Services) -> Response:
+    """The newest one, which the next replaces: read whole, and for nobody to keep."""
+    if job.terminal:
+        instead = "; see its thumbnail" if job.state is State.COMPLETED else ""
+        raise InvalidRequest(
+            f"The video is {job.state} and has no preview any more{instead}.",
+            code="video_has_no_content",
+        )
+    data = b""
+    if job.preview:
+        with suppress(ArtifactMissing):  # of an attempt that was given up
+            data = b"".join([part async for part in services.store.read(job.preview)])
+    if not data:
+        raise InvalidRequest(
+            "There is no preview yet. Once there is one, the video has a preview_url.",
+            code="video_not_ready",
+        )
+    headers = {
+        "cache-control": "no-store",
+        "content-disposition": f'inline; filename="{job.id}-preview.jpg"',
+        "content-length": str(len(data)),
+    }
+    body = b"" if request.method == "HEAD" else data
+    return Response(body, headers=headers, media_type="image/jpeg")

@@ -94,6 +94,10 @@ class Video(BaseModel):
     content_urls: dict[str, str] | None = Field(
         description="by variant, once complete: short-lived URLs that need no key"
     )
+    preview_url: str | None = Field(
+        description="while it runs, once there is one: the newest preview, likewise; another URL "
+        "for another picture"
+    )
 
 
 def video_of(
@@ -101,7 +105,8 @@ def video_of(
     *,
     queue_position: int | None,
     remaining_ms: int | None,
-    content_urls: dict[str, str] | None,
+    content_urls: dict[str, str] | None = None,
+    preview_url: str | None = None,
 ) -> Video:
     """A job as its owner sees it. Position and time left are None once it has ended."""
     spec, result = job.spec, job.result
@@ -131,6 +136,7 @@ def video_of(
         size_bytes=result["artifacts"]["video"]["size_bytes"] if result else None,
         timings=_timings(job) if result else None,
         content_urls=content_urls,
+        preview_url=preview_url,
     )
 
 

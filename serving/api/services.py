@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from serving.api.keys import Keys
 from serving.api.settings import ApiSettings
 from serving.api.signing import UrlSigner
-from serving.jobs import JobQueue
+from serving.jobs import CostReader, JobQueue
 from serving.media import ArtifactStore
 from serving.plan.catalog import Catalog
 
@@ -25,6 +25,7 @@ class Services:
     signer: UrlSigner
     catalog: Catalog
     settings: ApiSettings
+    costs: CostReader
 
 
 def services_of(request: Request) -> Services:

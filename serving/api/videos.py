@@ -15,9 +15,10 @@ from serving.api.schemas import Video, VideoCreate, VideoDeleted, VideoList, vid
 from serving.api.services import Services, ServicesDep
 from serving.jobs import Job, Place, State, new_video_id
 from serving.media import StoreError
+from serving.plan.catalog import Model
 from serving.plan.clip import SEED_MAX, ClipSpec
 from serving.plan.errors import InvalidRequest, ServiceUnavailable
-from serving.plan.estimate import estimate, poll_after_ms
+from serving.plan.estimate import poll_after_ms
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
@@ -32,21 +33,23 @@ async def create(
     default = next(iter(services.catalog.models))
     alias = wanted.model or default
     model = services.catalog.resolve(alias)
+    _check_text_is_enough(model)
     seed = wanted.seed if wanted.seed is not None else secrets.randbelow(SEED_MAX)
     spec = ClipSpec.resolve(model, **wanted.model_dump(exclude={"model", "seed"}), seed=seed)
+    costs = await services.costs.of(model)
     job = await services.queue.submit(
         new_video_id(),
         user=user,
         alias=alias,
         spec=spec,
-        est_device_ms=estimate(model, spec).device_ms,
+        est_device_ms=costs.estimate(spec).device_ms,
     )
     try:
         return await _present(services, job, request, response)
     except ServiceUnavailable:
         # It is accepted: an error now would only make the client submit it again.
-        remaining_ms = _remaining_ms(services, job, None)
-        return video_of(job, queue_position=None, remaining_ms=remaining_ms, content_urls=None)
+        remaining_ms = await _remaining_ms(services, job, None)
+        return video_of(job, queue_position=None, remaining_ms=remaining_ms)
 
 
 @router.get("")
@@ -111,42 +114,60 @@ async def delete(video_id: str, user: UserDep, services: ServicesDep) -> VideoDe
     return VideoDeleted(id=video_id)
 
 
+def _check_text_is_enough(model: Model) -> None:
+    """:class:`InvalidRequest` for a model that must be given pictures: requests carry none yet."""
+    for name, need in model.video.inputs.items():
+        if need == "required":
+            raise InvalidRequest(
+                f"The model '{model.id}' starts from a {name.replace('_', ' ')}, which a request "
+                "cannot carry yet. Ask for a text-to-video model.",
+                code="unsupported_model",
+                param="model",
+            )
+
+
 async def _present(
     services: Services, job: Job, request: Request, response: Response | None = None
 ) -> Video:
     if job.terminal:
-        urls = await _content_urls(services, job, request) if job.result else None
-        return video_of(job, queue_position=None, remaining_ms=None, content_urls=urls)
+        variants = job.result["artifacts"] if job.result else ()
+        urls = {each: await _content_url(services, job, each, request) for each in variants}
+        return video_of(job, queue_position=None, remaining_ms=None, content_urls=urls or None)
     place = await services.queue.place(job) if job.state is State.QUEUED else None
-    remaining_ms = _remaining_ms(services, job, place)
+    remaining_ms = await _remaining_ms(services, job, place)
     if response is not None:
         response.headers["openai-poll-after-ms"] = str(poll_after_ms(remaining_ms))
     return video_of(
         job,
         queue_position=place.ahead if place else None,
         remaining_ms=remaining_ms,
-        content_urls=None,
+        preview_url=await _preview_url(services, job, request),
     )
 
 
-async def _content_urls(services: Services, job: Job, request: Request) -> dict[str, str]:
+async def _preview_url(services: Services, job: Job, request: Request) -> str | None:
+    """With the step in it, so that a page that shows it notices that there is a newer one."""
+    if not job.preview:
+        return None
+    return f"{await _content_url(services, job, 'preview', request)}&step={job.preview_step}"
+
+
+async def _content_url(services: Services, job: Job, variant: str, request: Request) -> str:
     """For ``<video src>``, which sends no header: whoever holds such a URL has the file."""
     base = (services.settings.public_url or str(request.base_url)).rstrip("/")
     path = request.app.url_path_for("content", video_id=job.id)
-    return {
-        variant: f"{base}{path}?{await services.signer.sign(job.id, variant, time.time())}"
-        for variant in job.result["artifacts"]
-    }
+    return f"{base}{path}?{await services.signer.sign(job.id, variant, time.time())}"
 
 
-def _remaining_ms(services: Services, job: Job, place: Place | None) -> int:
-    """What the replica last said; for a queued job, what runs and waits before it, and itself.
-
-    Jobs ahead are taken to be as long as this one.
-    """
-    model = services.catalog.models.get(job.pool)
-    own_ms = estimate(model, job.spec).total_ms if model else job.est_device_ms
+async def _remaining_ms(services: Services, job: Job, place: Place | None) -> int:
+    """What the replica last said; for a queued job, what runs and waits before it, and itself."""
+    if place is None and job.remaining_ms:
+        return job.remaining_ms
+    own_ms = job.est_device_ms
+    if model := services.catalog.models.get(job.pool):
+        own_ms = (await services.costs.of(model)).estimate(job.spec).total_ms
     if place is None:
-        return job.remaining_ms or own_ms
+        return own_ms
     lanes = max(1, len(place.running_ms))
-    return (sum(place.running_ms) + place.ahead * own_ms) // lanes + own_ms
+    saved_ms = job.est_device_ms - job.left_device_ms
+    return (sum(place.running_ms) + place.ahead_ms) // lanes + max(1, own_ms - saved_ms)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,22 +42,69 @@ class Snapshot:
     fingerprint: str
     tensors: Mapping[str, torch.Tensor]
     solver: Mapping[str, Any]
+    copied: torch.cuda.Event | None = field(default=None, compare=False, repr=False)
+
+    def wait(self) -> None:
+        """Until the tensors have arrived: a GPU copies them while it goes on computing."""
+        if self.copied is not None:
+            self.copied.synchronize()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def capture(run: Denoising, fingerprint: str) -> Snapshot:
+class Copier:
+    """Copies tensors to the CPU; those of a GPU on a stream beside the one that computes.
+
+    The copies are pinned, and each thread has a stream of its own. Nobody may write to the
+    originals before :attr:`Snapshot.copied`: a step replaces the latents and the solver's tensors,
+    it does not change them.
+    """
+
+    def __init__(self) -> None:
+        self._thread = threading.local()
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_cuda:
+            return tensor.detach().to("cpu", copy=True).contiguous()
+        stream = self._stream
+        if stream is None:
+            stream = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call]
+            self._thread.stream = stream
+        source = tensor.detach().contiguous()
+        stream.wait_stream(torch.cuda.current_stream(tensor.device))
+        with torch.cuda.stream(stream):
+            host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            host.copy_(source, non_blocking=True)
+        source.record_stream(stream)
+        return host
+
+    def mark(self) -> torch.cuda.Event | None:
+        """When everything this thread copied so far has arrived; None if it has."""
+        return None if self._stream is None else self._stream.record_event()
+
+    @property
+    def _stream(self) -> torch.cuda.Stream | None:
+        return getattr(self._thread, "stream", None)
+
+
+def capture(run: Denoising, fingerprint: str, copy: Copier | None = None) -> Snapshot:
     """Copy a run's state to the CPU, on the engine's thread, between two steps."""
-    tensors = {_LATENTS: _to_cpu(run.latents)}
+    copy = copy or Copier()
+    tensors = {_LATENTS: copy(run.latents)}
     pristine = run.pristine_scheduler
     solver = {
-        name: _encode(value, name, tensors)
+        name: _encode(value, name, tensors, copy)
         for name, value in vars(run.scheduler).items()
         if name not in pristine or not _same(value, pristine[name])
     }
-    return Snapshot(run.spec, run.step, fingerprint, tensors, solver)
+    return Snapshot(run.spec, run.step, fingerprint, tensors, solver, copy.mark())
 
 
 def restore(snapshot: Snapshot, run: Denoising) -> None:
     """Put a freshly begun run where the snapshot was taken."""
+    snapshot.wait()
     device = run.latents.device
     run.latents = snapshot.tensors[_LATENTS].to(device)
     run.step = snapshot.step
@@ -66,6 +114,7 @@ def restore(snapshot: Snapshot, run: Denoising) -> None:
 
 def pack(snapshot: Snapshot) -> bytes:
     """The snapshot as a checkpoint. May run on any thread."""
+    snapshot.wait()
     header = json.dumps(
         {
             "spec": snapshot.spec.model_dump_json(),
@@ -114,10 +163,6 @@ def _read(payload: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise CheckpointCorrupt(f"the checkpoint cannot be read: {error}") from error
 
 
-def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
 def _same(value: Any, before: Any) -> bool:
     if isinstance(value, torch.Tensor) and isinstance(before, torch.Tensor):
         return value is before
@@ -128,13 +173,13 @@ def _same(value: Any, before: Any) -> bool:
     return type(value) is type(before) and bool(value == before)
 
 
-def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor], copy: Copier) -> Any:
     """``value`` as JSON; its tensors go to ``tensors`` under names that begin with ``name``."""
     match value:
         case None | bool() | int() | float() | str():
             return value
         case torch.Tensor():
-            tensors[name] = _to_cpu(value)
+            tensors[name] = copy(value)
             # Schedulers keep some tensors on the CPU on purpose.
             return {"$tensor": name, "device": value.device.type}
         case torch.Generator():
@@ -146,7 +191,7 @@ def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
         case np.generic():
             return value.item()
         case list() | tuple():
-            items = [_encode(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]
+            items = [_encode(item, f"{name}.{i}", tensors, copy) for i, item in enumerate(value)]
             return items if isinstance(value, list) else {"$tuple": items}
     raise TypeError(f"the solver's {name} is a {type(value).__name__}, which has no place here")
 

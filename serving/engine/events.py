@@ -1,8 +1,8 @@
 """What the engine tells the outside about a run.
 
 In order: ``Began``, ``Stepped`` for each step, ``Denoised``, ``FramesReady`` for each decoded
-chunk, ``Decoded``. ``Saved`` may come at any step boundary. ``Yielded``, ``Dropped`` or
-``Failed`` may come instead of any of them and is then the last.
+chunk, ``Decoded``. ``Saved`` and ``Previewed`` may come at any step boundary. ``Yielded``,
+``Dropped`` or ``Failed`` may come instead of any of them and is then the last.
 Durations are seconds on the engine's thread.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from serving.engine.checkpoint import Snapshot
 from serving.models.family import Frames
+from serving.models.previews import Picture
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,14 @@ class Began:
 
 @dataclass(frozen=True)
 class Stepped:
-    """``step`` steps are done; ``step_s`` is what this one took, shared with its batch."""
+    """``step`` steps are done; ``step_s`` is what this one took, in a forward that carried ``rows``
+    rows of this run and of those that shared it. Of these, one ``leads``."""
 
     run_id: str
     step: int
     step_s: float
+    rows: int
+    leads: bool
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,15 @@ class Saved:
 
     run_id: str
     snapshot: Snapshot
+
+
+@dataclass(frozen=True)
+class Previewed:
+    """What the clip will show, seen after ``step`` steps: uint8 [height, width, 3], RGB, small."""
+
+    run_id: str
+    step: int
+    picture: Picture
 
 
 @dataclass(frozen=True)
@@ -88,5 +101,16 @@ class Failed:
     error: Exception
 
 
-Event = Began | Stepped | Saved | Denoised | FramesReady | Decoded | Yielded | Dropped | Failed
+Event = (
+    Began
+    | Stepped
+    | Saved
+    | Previewed
+    | Denoised
+    | FramesReady
+    | Decoded
+    | Yielded
+    | Dropped
+    | Failed
+)
 """Any of them."""

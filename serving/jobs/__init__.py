@@ -5,29 +5,39 @@ Knows nothing of HTTP, Ray, torch or files: a result is a plain mapping somebody
 """
 
 from serving.jobs.cell import CELL, Cell
+from serving.jobs.costs import CostReader, CostStore
 from serving.jobs.job import ACTIVE, TERMINAL, Job, Phase, State, new_video_id
-from serving.jobs.leases import Drop, Leases, Signals
+from serving.jobs.leases import Drop, Lease, Leases, Signals, Wake
 from serving.jobs.queue import JobPage, JobQueue, Place, PoolState, ReplicaState
+from serving.jobs.room import IDLE, Resident, Room, Rows
 from serving.jobs.settings import JobSettings
 from serving.jobs.upkeep import Upkeep
 
 __all__ = [
     "ACTIVE",
     "CELL",
+    "IDLE",
     "TERMINAL",
     "Cell",
+    "CostReader",
+    "CostStore",
     "Drop",
     "Job",
     "JobPage",
     "JobQueue",
     "JobSettings",
+    "Lease",
     "Leases",
     "Phase",
     "Place",
     "PoolState",
     "ReplicaState",
+    "Resident",
+    "Room",
+    "Rows",
     "Signals",
     "State",
     "Upkeep",
+    "Wake",
     "new_video_id",
 ]

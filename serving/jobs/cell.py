@@ -20,7 +20,7 @@ from serving.plan.errors import ConfigError, GenerationError, ServiceUnavailable
 log = logging.getLogger(__name__)
 
 CELL = "{reelserve}"
-SCHEMA = "1"
+SCHEMA = "2"
 """Version of the keys and scripts. A change that old processes cannot live with raises it."""
 
 REFUSALS = re.compile(r"(^|-)(OOM|MISCONF|READONLY|LOADING|BUSY|NOREPLICAS|MASTERDOWN) ")
@@ -32,14 +32,18 @@ SCRIPTS = (
     "submit",
     "cancel",
     "delete",
+    "place",
     "lease",
     "heartbeat",
     "checkpoint",
+    "preview",
     "resume",
     "yield",
     "finish",
     "announce",
+    "tally",
     "retire",
+    "learn",
     "tidy",
     "recover",
 )
@@ -58,7 +62,7 @@ class Cell:
         self.redis: Any = redis
         self.name = name
         folder = files("serving.jobs") / "lua"
-        prelude = (folder / "_keys.lua").read_text()
+        prelude = "".join((folder / f"{part}.lua").read_text() for part in ("_rank", "_keys"))
         self._scripts: dict[str, AsyncScript] = {
             script: redis.register_script(prelude + (folder / f"{script}.lua").read_text())
             for script in SCRIPTS

@@ -53,9 +53,11 @@ class Job:
     Set at submission: ``id``, ``user``, ``pool`` (the model's id), ``alias`` (the name the
     caller used for it), ``spec``, ``est_device_ms``, ``created_ms``, ``seq`` (order of
     submission). Set by leases: ``fence``, ``attempts``, ``lease_until_ms``, ``replica``,
-    ``started_ms`` (of the first lease). Set by progress: ``phase``, ``step``,
-    ``remaining_ms``, ``checkpoint`` (a key in the store) and ``checkpoint_step``. Set at the
-    end: ``finished_ms``, ``expires_ms`` (when it is forgotten), ``result`` or ``error``.
+    ``started_ms`` (of the first lease), ``preempted`` (how often). Set by progress: ``phase``,
+    ``step``, ``remaining_ms``; ``checkpoint`` and ``preview`` (keys in the store) with
+    ``checkpoint_step`` and ``preview_step``, which the end forgets; ``left_device_ms`` (work that
+    the checkpoint does not save). Set at the end: ``finished_ms``, ``expires_ms`` (when it is
+    forgotten), ``result`` or ``error``.
     Times are Redis's clock, in milliseconds since the epoch.
     """
 
@@ -78,6 +80,10 @@ class Job:
     remaining_ms: int = 0
     checkpoint: str = ""
     checkpoint_step: int = 0
+    left_device_ms: int = 0
+    preempted: int = 0
+    preview: str = ""
+    preview_step: int = 0
     finished_ms: int = 0
     expires_ms: int = 0
     result: Mapping[str, Any] = field(default_factory=dict)
@@ -117,6 +123,10 @@ class Job:
             remaining_ms=int(raw.get("remaining_ms", 0)),
             checkpoint=raw.get("checkpoint", ""),
             checkpoint_step=int(raw.get("checkpoint_step", 0)),
+            left_device_ms=int(raw["left_device_ms"]),
+            preempted=int(raw.get("preempted", 0)),
+            preview=raw.get("preview", ""),
+            preview_step=int(raw.get("preview_step", 0)),
             finished_ms=int(raw.get("finished_ms", 0)),
             expires_ms=int(raw.get("expires_ms", 0)),
             result=json.loads(raw.get("result") or "{}"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +17,13 @@ from redis.asyncio.client import PubSub
 
 from serving.jobs.cell import Cell, error_json
 from serving.jobs.job import Job, Phase, State
+from serving.jobs.room import IDLE, Room
 from serving.jobs.settings import JobSettings
 from serving.plan.errors import CheckpointError, GenerationError, ReplicaLost, StaleLease
+from serving.plan.rank import Contender
 
 SUBSCRIBE_S = 5.0
+NOBODY = "-"
 SILENT_REPLICA_MS = 10_000
 """A replica that did not announce itself for this long is no longer listed."""
 
@@ -31,6 +34,26 @@ class Drop:
 
     job_id: str
     fence: int
+
+
+@dataclass(frozen=True)
+class Wake:
+    """A job waits, since ``now_ms`` by the clock of its ``created_ms``."""
+
+    job: Contender
+    now_ms: int
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to run ``job``, which was submitted ``waited_ms`` ago.
+
+    ``preempts`` names the run ``(job id, fence)`` that must be stopped and handed back for it.
+    """
+
+    job: Job
+    waited_ms: int
+    preempts: tuple[str, int] | None = None
 
 
 class Leases:
@@ -45,16 +68,15 @@ class Leases:
         self._settings = settings or JobSettings()
         self._token: str | None = None
 
-    async def lease(self, lease_ms: int, *, busy: bool = False) -> Job | None:
-        """The right to run the oldest waiting job of the pool for ``lease_ms``.
+    async def lease(self, lease_ms: int, room: Room = IDLE) -> Lease | None:
+        """The right to run, for ``lease_ms``, the first waiting job that is of use here.
 
-        A ``busy`` replica, one that runs something already, leaves a job that has just come to
-        one that is idle, for half a second.
+        ``lua/lease.lua`` says which that is. Without a free slot it goes in the place of a run.
         """
         attempts_max = self._settings.attempts_max
         # Kept until there is an answer: a lease whose answer was lost is asked for again.
         self._token = self._token or secrets.token_hex(8)
-        job = await self._cell.run_for_job(
+        answer = await self._cell.run(
             "lease",
             self._pool,
             self._replica,
@@ -62,10 +84,10 @@ class Leases:
             self._token,
             attempts_max,
             lost_error(attempts_max),
-            int(busy),
+            room.to_json(self._settings.quantum_s),
         )
         self._token = None
-        return job
+        return _lease(answer) if answer else None
 
     async def heartbeat(
         self, job: Job, *, lease_ms: int, phase: Phase, step: int, remaining_ms: int
@@ -78,23 +100,31 @@ class Leases:
             ),
         )
 
-    async def checkpoint(self, job: Job, file: str, step: int) -> str:
+    async def checkpoint(self, job: Job, file: str, step: int, left_device_ms: int) -> str:
         """Point the job at a checkpoint that is stored; the one it replaces, or ``""``."""
-        held, before = await self._cell.run("checkpoint", job.id, job.fence, file, step)
+        held, before = await self._cell.run(
+            "checkpoint", job.id, job.fence, file, step, left_device_ms
+        )
         _held(job, held)
         return str(before)
 
-    async def resumed(self, job: Job) -> None:
+    async def preview(self, job: Job, file: str, step: int) -> None:
+        """Point the job at a preview that is stored. A job just given back still takes it."""
+        _held(job, await self._cell.run("preview", job.id, job.fence, file, step))
+
+    async def resumed(self, job: Job, *, from_memory: bool = False) -> None:
         """Count that the job goes on from its checkpoint."""
-        _held(job, await self._cell.run("resume", job.id, job.fence, job.pool, "resumed"))
+        outcome = "resumed_from_memory" if from_memory else "resumed"
+        _held(job, await self._cell.run("resume", job.id, job.fence, job.pool, outcome))
 
     async def refused(self, job: Job, error: CheckpointError) -> None:
         """Count why the job's checkpoint is of no use, and forget it."""
         _held(job, await self._cell.run("resume", job.id, job.fence, job.pool, error.code))
 
-    async def give_back(self, job: Job) -> None:
-        """Yield: the job returns to its place in the queue."""
-        _held(job, await self._cell.run("yield", job.id, job.fence, job.pool))
+    async def give_back(self, job: Job, *, holding: bool = False) -> None:
+        """Yield: the job returns to the queue. ``holding``: its checkpoint is in memory here."""
+        holder = self._replica if holding else ""
+        _held(job, await self._cell.run("yield", job.id, job.fence, job.pool, holder))
 
     async def complete(self, job: Job, result: Mapping[str, Any]) -> None:
         """The clip is stored: end the job as completed."""
@@ -110,13 +140,21 @@ class Leases:
             await self._cell.run("finish", job.id, job.fence, job.pool, state, field, value),
         )
 
-    async def announce(self, *, host: str, pid: int, slots: int, free: int, age_ms: int) -> None:
+    async def announce(
+        self, *, host: str, pid: int, slots: int, free: int, age_ms: int, device: str = ""
+    ) -> None:
         """Say that this replica is there. To be repeated well within ``SILENT_REPLICA_MS``."""
         fields: dict[str, str | int] = {"host": host, "pid": pid, "slots": slots, "free": free}
+        fields["device"] = device
         flat = [part for pair in fields.items() for part in pair]
         await self._cell.run(
             "announce", self._pool, self._replica, SILENT_REPLICA_MS, age_ms, *flat
         )
+
+    async def tally(self, counted: Mapping[str, int]) -> None:
+        """Add what this replica counted, by name, to the sums of its pool."""
+        flat = [part for pair in counted.items() for part in pair]
+        await self._cell.run("tally", self._pool, *flat)
 
     async def retire(self) -> None:
         """Say that this replica leaves."""
@@ -145,15 +183,18 @@ class Signals:
         self._pubsub = pubsub
         self._wake = wake
 
-    async def next(self, timeout_s: float) -> Drop | None:
-        """The next :class:`Drop`; None for a wake, or when nothing came in ``timeout_s``."""
+    async def next(self, timeout_s: float) -> Drop | Wake | None:
+        """The next one; None when nothing came in ``timeout_s``."""
         async with self._cell.answers():
             message = await self._pubsub.get_message(timeout=timeout_s)
         # A client that had to reconnect subscribes again, and is told so.
-        if message is None or message["type"] != "message" or message["channel"] == self._wake:
+        if message is None or message["type"] != "message":
             return None
-        job_id, fence = message["data"].split(" ")
-        return Drop(job_id, int(fence))
+        words = message["data"].split(" ")
+        if message["channel"] == self._wake:
+            now_ms, *waiting = map(int, words)
+            return Wake(Contender(*waiting), now_ms)
+        return Drop(words[0], int(words[1]))
 
 
 def lost_error(attempts_max: int) -> str:
@@ -165,6 +206,16 @@ def lost_error(attempts_max: int) -> str:
             "operator."
         )
     )
+
+
+def _lease(answer: Sequence[Any]) -> Lease:
+    now_ms, victim, flat = answer
+    job = Job.from_hash(dict(zip(flat[::2], flat[1::2], strict=True)))
+    preempts = None
+    if victim != NOBODY:
+        victim_id, fence = victim.split("/")
+        preempts = (victim_id, int(fence))
+    return Lease(job, int(now_ms) - job.created_ms, preempts)
 
 
 def _held(job: Job, held: int) -> None:

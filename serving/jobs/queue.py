@@ -15,17 +15,16 @@ from serving.jobs.settings import JobSettings
 from serving.plan.clip import ClipSpec
 from serving.plan.errors import Cancelled, NotFound, QueueFull
 
-RUNNING_READ_MAX = 64
-"""How many running jobs an estimate looks at: more replicas than these are alike."""
-
 _CANCELLED = error_json(Cancelled("Cancelled at your request."))
 
 
 @dataclass(frozen=True)
 class Place:
-    """``ahead`` queued jobs go first; those that run have ``running_ms`` left, one each."""
+    """``ahead`` queued jobs, ``ahead_ms`` of work, go first as things stand; those that run have
+    ``running_ms`` left, one each."""
 
     ahead: int
+    ahead_ms: int
     running_ms: Sequence[int]
 
 
@@ -37,11 +36,13 @@ class JobPage:
 
 @dataclass(frozen=True)
 class ReplicaState:
-    """A live replica: how many of its ``slots`` are ``free``, and for how long it has lived."""
+    """A live replica: its class of ``device``, how many of its ``slots`` are ``free``, and for how
+    long it has lived."""
 
     id: str
     host: str
     pid: int
+    device: str
     slots: int
     free: int
     age_s: float
@@ -49,10 +50,12 @@ class ReplicaState:
 
 @dataclass(frozen=True)
 class PoolState:
-    """One pool at one moment. ``oldest_ms`` is how long the head of the queue has waited.
+    """One pool at one moment. ``oldest_ms`` is the age of the oldest queued job.
 
-    ``counts`` is how often what happened: yielded, lease_lost, resumed, checkpoint_corrupt,
-    checkpoint_foreign, checkpoint_missing.
+    ``counts`` is how often what happened: yielded, preempted, lease_lost, resumed,
+    resumed_from_memory, checkpoint_corrupt, checkpoint_foreign, checkpoint_missing. ``tallies`` is
+    what replicas counted themselves, those that are gone included: prompt_cache_hits,
+    prompt_cache_misses.
     """
 
     queued: int
@@ -60,6 +63,7 @@ class PoolState:
     oldest_ms: int
     ended: Mapping[State, int]
     counts: Mapping[str, int]
+    tallies: Mapping[str, int]
     replicas: Sequence[ReplicaState]
 
 
@@ -82,6 +86,8 @@ class JobQueue:
             spec.model,
             alias,
             spec.model_dump_json(),
+            spec.shape,
+            spec.rows,
             est_device_ms,
             limit,
             self._settings.retention_s * 1000,
@@ -108,15 +114,8 @@ class JobQueue:
 
     async def place(self, job: Job) -> Place:
         """What is before a queued job of this pool."""
-        key = self._cell.key
-        async with self._cell.answers(), self._cell.redis.pipeline(transaction=True) as pipe:
-            pipe.zrank(key("queued", job.pool), job.id)
-            pipe.zrange(key("leased", job.pool), 0, RUNNING_READ_MAX - 1)
-            ahead, running = await pipe.execute()
-            for running_id in running:
-                pipe.hget(key("job", running_id), "remaining_ms")
-            left = await pipe.execute() if running else []
-        return Place(ahead=int(ahead or 0), running_ms=[int(ms or 0) for ms in left])
+        ahead, ahead_ms, *running_ms = await self._cell.run("place", job.id, job.pool)
+        return Place(int(ahead), int(ahead_ms), [int(ms) for ms in running_ms])
 
     async def list(
         self, user: str, *, limit: int, after: str | None = None, newest_first: bool = True
@@ -177,9 +176,10 @@ class JobQueue:
             pipe.zcard(key("leased", pool))
             pipe.hgetall(key("ended", pool))
             pipe.hgetall(key("counts", pool))
+            pipe.hgetall(key("tallies", pool))
             pipe.zrange(key("queued", pool), 0, 0)
             pipe.zrange(key("replicas", pool), 0, -1)
-            queued, in_progress, ended, counts, head, replicas = await pipe.execute()
+            queued, in_progress, ended, counts, tallies, head, replicas = await pipe.execute()
             pipe.hget(key("job", *(head or [""])), "created_ms")
             for replica in replicas:
                 pipe.hgetall(key("replica", replica))
@@ -190,6 +190,7 @@ class JobQueue:
             oldest_ms=max(0, now_ms - int(created_ms)) if created_ms else 0,
             ended={State(name): int(count) for name, count in ended.items()},
             counts={name: int(count) for name, count in counts.items()},
+            tallies={name: int(count) for name, count in tallies.items()},
             # A replica that fell silent has no hash any more.
             replicas=[_replica(raw, now_ms) for raw in alive if raw],
         )
@@ -205,6 +206,7 @@ def _replica(raw: Mapping[str, str], now_ms: int) -> ReplicaState:
         id=raw["id"],
         host=raw["host"],
         pid=int(raw["pid"]),
+        device=raw.get("device", ""),
         slots=int(raw["slots"]),
         free=int(raw["free"]),
         age_s=round(max(0, now_ms - int(raw["started_ms"])) / 1000, 1),

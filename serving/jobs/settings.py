@@ -16,6 +16,9 @@ class JobSettings(BaseSettings):
     lease_s_min: float = Field(
         15.0, ge=0.1, description="shortest lease; longer where the model's steps are long"
     )
+    quantum_s: float = Field(
+        1.0, ge=0, description="a running job is not preempted before it had its slot this long"
+    )
     queue_ttl_s: int = Field(24 * 3600, ge=1, description="a job that waited this long expires")
     retention_s: int = Field(
         7 * 24 * 3600, ge=1, description="an ended job and its files are kept this long"

@@ -11,7 +11,7 @@ from serving.media.errors import (
     StoreUnavailable,
 )
 from serving.media.frames import Frame, Frames
-from serving.media.stills import Stills, StillsCollector, spritesheet, thumbnail
+from serving.media.stills import Stills, StillsCollector, preview_jpeg, spritesheet, thumbnail
 from serving.media.store import ArtifactInfo, ArtifactStore, S3Options, open_store
 from serving.media.video import VideoInfo, VideoWriter
 
@@ -31,6 +31,7 @@ __all__ = [
     "VideoInfo",
     "VideoWriter",
     "open_store",
+    "preview_jpeg",
     "spritesheet",
     "thumbnail",
 ]

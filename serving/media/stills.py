@@ -1,4 +1,4 @@
-"""Still pictures of a clip: a thumbnail, and a sheet of small frames to scrub over."""
+"""Still pictures of a clip: a thumbnail, a sheet of small frames to scrub over, a preview."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from serving.media.frames import Frame, Frames, check_frame, check_frames
 
 THUMBNAIL_WIDTH_MAX_PX: Final = 512
 TILE_WIDTH_MAX_PX: Final = 160
+PREVIEW_SIDE_MAX_PX: Final = 256
 TILES_MAX: Final = 16
 TILE_COLUMNS: Final = 4
 JPEG_QUALITY: Final = 85
@@ -97,6 +98,18 @@ def thumbnail(frame: Frame, *, width_max: int = THUMBNAIL_WIDTH_MAX_PX) -> bytes
     """A JPEG of `frame`, uint8 [H, W, 3] RGB, shrunk to `width_max` pixels but never enlarged."""
     check_frame(frame)
     return _jpeg(_shrunk(frame, width_max, None))
+
+
+def preview_jpeg(picture: Frame, *, clip_size: tuple[int, int]) -> bytes:
+    """A JPEG of a few coarse pixels, uint8 [H, W, 3] RGB, smoothed out to the shape of the clip.
+
+    `clip_size` is its (width, height); the longer side becomes 256 pixels, or the clip's if less.
+    """
+    check_frame(picture)
+    scale = min(1.0, PREVIEW_SIDE_MAX_PX / max(clip_size))
+    width, height = (max(1, round(side * scale)) for side in clip_size)
+    image = Image.fromarray(picture)
+    return _jpeg(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def spritesheet(tiles: Sequence[Frame], *, columns: int = TILE_COLUMNS) -> bytes:

@@ -1,6 +1,6 @@
 """What the engine needs from an architecture.
 
-Writing a new family means writing these four methods over diffusers components; reading
+Writing a new family means writing these methods over diffusers components; reading
 :mod:`serving.models.wan` first is the shortest way to learn how.
 """
 
@@ -14,10 +14,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from serving.models.previews import Picture
 from serving.plan.clip import ClipSpec
 
 Frames = npt.NDArray[np.uint8]
 """Decoded pictures, uint8 [frames, height, width, 3], RGB."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Pictures a clip is made from besides its text: uint8 RGB, of any size.
+
+    ``first_frame`` and ``last_frame`` are [height, width, 3], ``video`` [frames, height, width, 3];
+    ``strength`` is how far a given video is changed, from 0 to 1.
+    """
+
+    first_frame: Frames | None = None
+    last_frame: Frames | None = None
+    video: Frames | None = None
+    strength: float = 0.8
+
+
+NO_INPUTS = Inputs()
 
 
 @dataclass
@@ -40,6 +58,15 @@ class Denoising:
     negative_prompt: torch.Tensor | None
     """the same, or None without guidance"""
     step: int = 0
+    """How many are done. A run that starts from a video begins with some behind it."""
+    condition: torch.Tensor | None = None
+    """What the given pictures became, for a family that shows them to its transformer"""
+    image_embeds: torch.Tensor | None = None
+    """[pictures, tokens, channels], what an image encoder made of them"""
+    boundary_step: int | None = None
+    """The first step of the second transformer, where there are two"""
+    seen: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, repr=False)
+    """Latents before the last step and what was predicted of them; only a preview reads this"""
     pristine_scheduler: Mapping[str, Any] = field(init=False, repr=False)
     """The scheduler's attributes before the first step: a checkpoint holds what differs."""
 
@@ -61,27 +88,61 @@ class Denoising:
 
 
 class Family(Protocol):
-    """One loaded model. Every method runs on the engine's thread, which owns the device."""
+    """One loaded model. Every method runs on the engine's thread, which owns the device; only
+    ``decode`` may have a thread of its own, where ``decode_beside`` says so. ``fingerprint`` and
+    ``counters`` may be read by any thread, and ``release`` is called while nothing else is."""
 
     @property
     def fingerprint(self) -> str:
         """Names all that decides the bits: weights, options, library versions, device."""
         ...
 
-    def begin(self, spec: ClipSpec) -> Denoising:
-        """Encode the prompts (each at batch 1), draw the noise and set the schedule."""
+    @property
+    def decode_beside(self) -> bool:
+        """Whether clips may be decoded on a second thread while others are denoised."""
+        ...
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What it counted since it was loaded, by name: ``prompt_cache_hits`` and
+        ``prompt_cache_misses``. They only grow, and any thread may read them."""
+        ...
+
+    def begin(self, spec: ClipSpec, inputs: Inputs = NO_INPUTS) -> Denoising:
+        """Encode the prompts (each at batch 1) and the pictures, draw the noise, set the schedule.
+
+        The same arguments give the same bits: a checkpoint does not hold what this computes.
+        Raises :class:`~serving.plan.errors.InvalidInput` for pictures that cannot be used.
+        """
         ...
 
     def batch_key(self, run: Denoising) -> Hashable:
-        """Runs with equal keys may share one forward."""
+        """Runs with equal keys may share their next forward. It may change from step to step."""
         ...
 
     def rows_max(self, run: Denoising) -> int:
         """Rows one forward of this run's key may carry."""
         ...
 
+    def release(self) -> None:
+        """Give back memory that only saves work."""
+        ...
+
+    def shrink(self, batch: Sequence[Denoising]) -> bool:
+        """This batch found no memory: let forwards of its key carry fewer rows from now on.
+
+        False if that is not possible because one run needs as many.
+        """
+        ...
+
     def step(self, batch: Sequence[Denoising]) -> None:
         """One denoising step of every run in the batch, in one forward. Their keys are equal."""
+        ...
+
+    def preview(self, run: Denoising) -> Picture:
+        """What the clip will show, as far as its last step can tell: one small picture, uint8
+        [height, width, 3] RGB, a pixel for each latent one. The run stays as it is.
+        """
         ...
 
     def decode(self, run: Denoising) -> Iterator[Frames]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -14,7 +15,9 @@ import transformers
 from serving.plan.catalog import Model
 
 SAMPLES_PER_TENSOR = 64
-ARITHMETIC = 1
+NO_BITS = ("device", "prompt_cache_mb", "decode", "pinned_memory")
+"""Options of the catalog that decide where and when, but no bit; the device's class does."""
+ARITHMETIC = 2
 """Raised by whoever changes what our own step computes."""
 
 
@@ -27,14 +30,17 @@ def fingerprint(model: Model, pipeline: Any, device: torch.device) -> str:
     parts: dict[str, Any] = {
         "arithmetic": ARITHMETIC,
         "weights": model.weights.model_dump(),
-        "load": model.load.model_dump(),
+        "load": model.load.model_dump(
+            exclude={"device", "prompt_cache_mb", "decode", "pinned_memory"}
+        ),
         "batch": model.batch.model_dump(),
-        "device": _device_class(device),
-        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "device": device_class(device),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "transformers": transformers.__version__,
-        "scheduler": [type(pipeline.scheduler).__name__, dict(pipeline.scheduler.config)],
+        "guidance_scale_2": model.video.guidance_scale_2,
+        "pipeline": _settings(pipeline),
+        "components": {name: _settings(part) for name, part in pipeline.components.items()},
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
     for name, component in sorted(pipeline.components.items()):
@@ -44,10 +50,20 @@ def fingerprint(model: Model, pipeline: Any, device: torch.device) -> str:
     return digest.hexdigest()[:16]
 
 
-def _device_class(device: torch.device) -> str:
+def device_class(device: torch.device) -> str:
+    """Devices of one class compute the same bits, about as fast."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"{device.type} {platform.machine()} {capability} x{threads}"
+
+
+def _settings(part: Any) -> Any:
+    """Its class and its configuration, without where it was loaded from and with what."""
+    config = getattr(part, "config", part)
+    values = config if isinstance(config, Mapping) else getattr(config, "to_dict", dict)()
+    public = {name: value for name, value in values.items() if not name.startswith("_")}
+    return [type(part).__name__, public]
 
 
 def _add_weights(digest: Any, module: torch.nn.Module) -> None:

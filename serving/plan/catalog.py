@@ -63,12 +63,59 @@ class LoadOptions(_Strict):
         None, description="a diffusers attention backend, such as _native_cudnn or flash"
     )
     vae_tiling: bool = False
+    decode: Literal["auto", "inline", "beside"] = Field(
+        "auto",
+        description="decode between steps, or on a thread beside them; auto is beside on a GPU",
+    )
+    compile: bool = Field(
+        False, description="compile the transformer's blocks, once for each shape it meets"
+    )
+    pinned_memory: bool = Field(
+        True, description="under offload: group, keep the weights in page-locked memory"
+    )
     prompt_tokens: int = Field(512, ge=1, le=4096, description="every prompt is padded to this")
+    text_states_gb: float = Field(
+        2.0,
+        ge=0,
+        description="device memory for prompts' keys and values; 0 computes them in every step",
+    )
+    prompt_cache_mb: int = Field(
+        256, ge=0, description="host memory for embeddings of prompts seen lately; 0 keeps none"
+    )
+
+    @model_validator(mode="after")
+    def _compiles_whole_blocks(self) -> LoadOptions:
+        if self.compile and self.offload in ("sequential", "group"):
+            raise ValueError(
+                f"compile needs offload none or model: offload {self.offload} moves weights "
+                f"inside the blocks, which would break them into many small graphs"
+            )
+        return self
+
+    @property
+    def text_states_bytes(self) -> int:
+        """0 under offload, where weights are not at hand outside of a forward."""
+        return int(self.text_states_gb * 1e9) if self.offload == "none" else 0
 
     @property
     def chunked_decode(self) -> bool:
-        """Whether a clip can be decoded piece by piece: not below offload hooks or tiling."""
-        return self.offload == "none" and not self.vae_tiling
+        """Whether a clip can be decoded piece by piece: not below offload hooks or tiling.
+
+        ``offload: group`` leaves the VAE on the device.
+        """
+        return self.offload in ("none", "group") and not self.vae_tiling
+
+    def decode_beside(self, device_type: str) -> bool:
+        """Whether to decode on a thread of its own. A CPU's cores are busy with steps anyway."""
+        if self.decode == "auto":
+            return self.chunked_decode and device_type == "cuda"
+        return self.decode == "beside"
+
+    @model_validator(mode="after")
+    def _decode_possible(self) -> LoadOptions:
+        if self.decode == "beside" and not self.chunked_decode:
+            raise ValueError("decode: beside is not possible with offload or vae_tiling")
+        return self
 
 
 class Size(_Strict):
@@ -105,6 +152,10 @@ class FloatRange(_Strict):
         return self
 
 
+InputName = Literal["first_frame", "last_frame", "video"]
+Need = Literal["required", "optional"]
+
+
 class VideoLimits(_Strict):
     """What clips the model makes. The first size and the first duration are the defaults."""
 
@@ -113,6 +164,10 @@ class VideoLimits(_Strict):
     fps: IntRange
     steps: IntRange
     guidance_scale: FloatRange
+    guidance_scale_2: float | None = Field(
+        None, ge=0, description="of the low-noise transformer of two; else the request's"
+    )
+    inputs: dict[InputName, Need] = Field({}, description="what it starts from besides text")
     prompt_chars_max: int = Field(2000, ge=1, le=100_000)
     frame_multiple: int = Field(4, ge=1, description="frames the VAE packs into one latent frame")
     size_multiple: int = Field(16, ge=1, description="pixels per token side, VAE times patch")
@@ -158,6 +213,14 @@ class CheckpointPolicy(_Strict):
     """When a running clip's state is saved. Its final latents are saved always."""
 
     every_s: float = Field(10.0, gt=0, description="at the first step boundary after this long")
+    every_steps: int | None = Field(None, ge=1, description="and after every this many steps")
+    bytes_per_s: float = Field(100e6, gt=0, description="at most, per replica, on average")
+
+
+class PreviewPolicy(_Strict):
+    """When a running clip shows what it will be. Never after its last step."""
+
+    every_s: float = Field(2.0, gt=0, description="at the first step boundary after this long")
     every_steps: int | None = Field(None, ge=1, description="and after every this many steps")
 
 
@@ -218,6 +281,7 @@ class Model(_Strict):
     cost: CostTable
     placement: Placement = Placement()
     checkpoint: CheckpointPolicy = CheckpointPolicy()
+    preview: PreviewPolicy | None = Field(PreviewPolicy(), description="null for none")
     batch: BatchPolicy = BatchPolicy()
 
 

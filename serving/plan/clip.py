@@ -46,6 +46,16 @@ class ClipSpec(BaseModel):
     def size(self) -> str:
         return f"{self.width}x{self.height}"
 
+    @property
+    def shape(self) -> str:
+        """What the model works on: clips of one shape may share a forward."""
+        return f"{self.render_width}x{self.render_height}x{self.frames}"
+
+    @property
+    def rows(self) -> int:
+        """Rows of a forward that it takes: one, and one more for guidance."""
+        return 2 if self.guidance_scale > 1.0 else 1
+
     def render_frames(self, frame_multiple: int) -> int:
         """Frames the model makes: one more than a multiple of the VAE's temporal packing."""
         return math.ceil((self.frames - 1) / frame_multiple) * frame_multiple + 1

@@ -11,6 +11,8 @@
     ├── ServiceUnavailable        503  a part we need is away; try again
     ├── GenerationError           ends a job as failed; never an HTTP error
     │   ├── ModelFailed           the model raised while it made this clip
+    │   ├── OutOfMemory           the clip does not fit on the model's device
+    │   ├── InvalidInput          a given picture or video cannot be used; ``param`` names it
     │   ├── InvalidOutput         the model made something that is not a picture
     │   ├── DeliveryFailed        the clip could not be encoded or stored
     │   ├── ReplicaLost           every attempt ended with the replica gone
@@ -118,6 +120,18 @@ class ModelFailed(GenerationError):
     """The model raised while it made this clip."""
 
     code = "model_failed"
+
+
+class OutOfMemory(GenerationError):
+    """The clip does not fit on the model's device, even alone."""
+
+    code = "out_of_memory"
+
+
+class InvalidInput(GenerationError):
+    """A given picture or video is not one this model can start from. ``param`` names it."""
+
+    code = "invalid_input"
 
 
 class InvalidOutput(GenerationError):

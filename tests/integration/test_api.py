@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -16,9 +18,20 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from serving.api import ApiSettings, Keys, Services, UrlSigner, create_app
-from serving.jobs import CELL, Cell, JobQueue, JobSettings, Leases, Phase
+from serving.jobs import (
+    CELL,
+    Cell,
+    CostReader,
+    CostStore,
+    JobQueue,
+    JobSettings,
+    Leases,
+    Phase,
+)
 from serving.media import ArtifactStore, open_store
 from serving.plan.catalog import Catalog, Model
+from serving.plan.clip import ClipSpec
+from serving.plan.costs import CostModel, output_pixels, rendered_pixels
 from serving.plan.errors import ModelFailed, NotPermitted
 from tests.jobs import LEASE_MS, leased
 
@@ -60,6 +73,7 @@ def services(redis: Redis, store: ArtifactStore, demo_model: Model) -> Services:
         signer=UrlSigner(redis, CELL, 60),
         catalog=Catalog([demo_model]),
         settings=ApiSettings(body_bytes_max=100_000, cors_origins=["https://front.example"]),
+        costs=CostReader(CostStore(Cell(redis))),
     )
 
 
@@ -190,6 +204,21 @@ async def test_a_file_says_that_no_model_takes_one(ann: httpx.AsyncClient) -> No
     assert (error["code"], error["param"]) == ("unsupported_parameter", "input_reference")
 
 
+async def test_a_model_that_starts_from_a_picture_is_refused_at_once(
+    services: Services, demo_model: Model
+) -> None:
+    limits = demo_model.video.model_copy(update={"inputs": {"first_frame": "required"}})
+    still = demo_model.model_copy(update={"id": "still", "aliases": [], "video": limits})
+    pictured = dataclasses.replace(services, catalog=Catalog([demo_model, still]))
+    _, key = await services.keys.create("ann")
+    async with serving(pictured) as client:
+        client.headers["authorization"] = f"Bearer {key}"
+        answer = await client.post("/v1/videos", json={"prompt": "x", "model": "still"})
+    error = error_of(answer, 400)
+    assert (error["code"], error["param"]) == ("unsupported_model", "model")
+    assert "first frame" in error["message"]
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
 async def test_a_body_over_the_limit_is_413(
@@ -296,7 +325,10 @@ async def test_a_running_video_shows_where_it_is(
     await create(ann, steps=4, model="demo-wan")
     second = await create(ann)
     assert second["queue_position"] == 1
-    alone_s = second["eta_seconds"] / 2
+    costs = CostModel(services.catalog.resolve("demo-wan"))
+    alone_s = costs.estimate(clip(services, steps=20)).total_s
+    short_s = costs.estimate(clip(services, steps=4)).device_s
+    assert second["eta_seconds"] == pytest.approx(short_s + alone_s, abs=0.2)
     job = await leased(leases)
     await leases.heartbeat(job, lease_ms=LEASE_MS, phase=Phase.DENOISE, step=2, remaining_ms=24_000)
     answer = await ann.get(f"/v1/videos/{job.id}")
@@ -416,6 +448,60 @@ async def test_content_before_the_end_is_refused(ann: httpx.AsyncClient) -> None
     assert error["code"] == "video_not_ready"
 
 
+async def test_a_running_video_has_a_preview_until_it_is_completed(
+    ann: httpx.AsyncClient, services: Services, leases: Leases
+) -> None:
+    video = await create(ann)
+    url = f"/v1/videos/{video['id']}/content?variant=preview"
+    assert video["preview_url"] is None
+    assert error_of(await ann.get(url), 400)["code"] == "video_not_ready"
+    job = await leased(leases)
+    urls = []
+    for step, data in ((2, b"\xff\xd8 two"), (4, b"\xff\xd8 four")):
+        key = f"{job.id}/previews/{job.fence}.jpg"
+        await services.store.put_bytes(key, data, "image/jpeg")
+        await leases.preview(job, key, step)
+        answer = await ann.get(url)
+        assert (answer.status_code, answer.content) == (200, data)
+        assert answer.headers["content-type"] == "image/jpeg"
+        assert answer.headers["cache-control"] == "no-store"
+        head = await ann.head(url)
+        assert (head.headers["content-length"], head.content) == (str(len(data)), b"")
+        urls.append((await ann.get(f"/v1/videos/{job.id}")).json()["preview_url"])
+        signed = await ann.get(urls[-1], headers={"authorization": ""})
+        assert (signed.status_code, signed.content) == (200, data)
+    assert urls[0] != urls[1], "a page that shows it sees that there is a newer one"
+    assert (await ann.get("/v1/videos")).json()["data"][0]["preview_url"] == urls[1]
+    await leases.give_back(job)
+    assert (await ann.get(url)).content == data
+    video_id = await complete(services, leases)
+    done = (await ann.get(f"/v1/videos/{video_id}")).json()
+    assert (done["preview_url"], set(done["content_urls"])) == (
+        None,
+        {"video", "thumbnail", "spritesheet"},
+    )
+    gone = error_of(await ann.get(urls[1]), 400)
+    assert (gone["code"], "thumbnail" in gone["message"]) == ("video_has_no_content", True)
+
+
+async def test_a_preview_is_its_owners_and_may_be_missing(
+    ann: httpx.AsyncClient, services: Services, leases: Leases
+) -> None:
+    await create(ann)
+    job = await leased(leases)
+    await leases.preview(job, f"{job.id}/previews/{job.fence}.jpg", 1)
+    url = f"/v1/videos/{job.id}/content?variant=preview"
+    assert error_of(await ann.get(url), 400)["code"] == "video_not_ready"
+    _, key = await services.keys.create("bob")
+    bob = {"authorization": f"Bearer {key}"}
+    assert error_of(await ann.get(url, headers=bob), 404)["code"] == "video_not_found"
+    signed = (await ann.get(f"/v1/videos/{job.id}")).json()["preview_url"]
+    other = signed.replace("variant=preview", "variant=video")
+    assert error_of(await ann.get(other), 403)["code"] == "invalid_signature"
+    await ann.post(f"/v1/videos/{job.id}/cancel")
+    assert error_of(await ann.get(url), 400)["code"] == "video_has_no_content"
+
+
 async def test_a_signed_url_works_without_a_key_for_this_file_alone(
     ann: httpx.AsyncClient, content_url: str
 ) -> None:
@@ -527,6 +613,83 @@ async def test_metrics_count_what_happened(
     assert 'reelserve_jobs_queued{model="demo-wan"} 1.0' in text
     assert 'reelserve_jobs_in_progress{model="demo-wan"} 0.0' in text
     assert 'reelserve_jobs_ended_total{model="demo-wan",status="completed"} 1.0' in text
+    assert 'reelserve_prompt_cache_hits_total{model="demo-wan"} 0.0' in text
+
+
+async def test_metrics_sum_up_what_replicas_counted(
+    ann: httpx.AsyncClient, leases: Leases, cell: Cell
+) -> None:
+    other = Leases(cell, "demo-wan", "r2")
+    await leases.tally({"prompt_cache_hits": 3, "prompt_cache_misses": 2})
+    await other.tally({"prompt_cache_hits": 4, "prompt_cache_misses": 0})
+    await other.retire()
+    text = (await ann.get("/metrics")).text
+    assert "# HELP reelserve_prompt_cache_hits_total Prompts whose" in text
+    assert "# HELP reelserve_prompt_cache_misses_total Prompts that" in text
+    assert 'reelserve_prompt_cache_hits_total{model="demo-wan"} 7.0' in text
+    assert 'reelserve_prompt_cache_misses_total{model="demo-wan"} 2.0' in text
+
+
+async def learn(services: Services, cell: Cell, device: str, factor: float) -> CostModel:
+    """Play a replica to which everything takes ``factor`` times what the catalog says."""
+    costs = CostModel(services.catalog.resolve("demo-wan"), device)
+    expected = costs.estimate(job := clip(services))
+    tokens = job.tokens(costs.model)
+    for _ in range(3):
+        costs.observe_encode(factor * expected.encode_s)
+        costs.observe_step(tokens, 2, factor * expected.step_s)
+        costs.observe_decode(rendered_pixels(costs.model, job), factor * expected.decode_s)
+        costs.observe_deliver(output_pixels(job), factor * expected.deliver_s)
+    await CostStore(cell).sync(costs)
+    return costs
+
+
+def clip(services: Services, **asked: Any) -> ClipSpec:
+    return ClipSpec.resolve(
+        services.catalog.resolve("demo-wan"), prompt="a red ball", seed=1, **asked
+    )
+
+
+async def test_what_replicas_learned_is_what_clients_and_the_queue_are_told(
+    ann: httpx.AsyncClient, services: Services, cell: Cell
+) -> None:
+    by_table = CostModel(services.catalog.resolve("demo-wan")).estimate(clip(services))
+    await learn(services, cell, "cpu", 10)
+    video = await create(ann)
+    assert video["eta_seconds"] == pytest.approx(10 * by_table.total_s, rel=0.01)
+    job = await services.queue.get(video["id"], user="ann")
+    assert job.est_device_ms == pytest.approx(10 * by_table.device_ms, rel=0.01)
+    again = (await ann.get(f"/v1/videos/{video['id']}")).json()
+    listed = (await ann.get("/v1/videos")).json()["data"][0]
+    assert again["eta_seconds"] == listed["eta_seconds"] == video["eta_seconds"]
+
+
+async def test_metrics_say_what_work_costs_and_how_far_off_predictions_were(
+    anyone: httpx.AsyncClient, services: Services, cell: Cell
+) -> None:
+    costs = await learn(services, cell, 'the "new" device', 2)
+    text = (await anyone.get("/metrics")).text
+    labels = 'device="the \\"new\\" device",model="demo-wan",stage="encode"'
+    for name, value in (("predictions_total", 3.0), ("error_ratio", 0.5), ("bias_ratio", -0.5)):
+        assert f"reelserve_cost_{name}{{{labels}}} {value}" in text
+    found = re.search(r'reelserve_cost_step_seconds{.*rows="\d+",tokens="324"} (\S+)', text)
+    assert found
+    assert float(found[1]) == pytest.approx(costs.step_s(324, 2))
+    for name in ("predictions_total", "error_ratio", "bias_ratio", "step_seconds"):
+        assert re.search(rf"# HELP reelserve_cost_{name} \w+", text)
+
+
+async def test_status_says_how_far_off_predictions_were(
+    ann: httpx.AsyncClient, services: Services, cell: Cell
+) -> None:
+    assert (await ann.get("/v1/status")).json()["pools"]["demo-wan"]["costs"] == {}
+    await learn(services, cell, "cpu", 2)
+    services = dataclasses.replace(services, costs=CostReader(CostStore(cell)))
+    async with serving(services) as client:
+        client.headers.update(ann.headers)
+        costs = (await client.get("/v1/status")).json()["pools"]["demo-wan"]["costs"]
+    assert set(costs["cpu"]) == {"encode", "step", "decode", "deliver"}
+    assert costs["cpu"]["encode"] == {"predictions": 3, "error": 0.5, "bias": -0.5}
 
 
 async def test_status_shows_each_pool(ann: httpx.AsyncClient) -> None:
@@ -556,6 +719,7 @@ async def test_redis_away_is_503_and_not_ready(
         UrlSigner(away, CELL, 60),
         services.catalog,
         services.settings,
+        CostReader(CostStore(Cell(away))),
     )
     async with serving(lost) as client:
         headers = {"authorization": "Bearer rsk_000000000000_" + "0" * 40}

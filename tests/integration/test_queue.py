@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from redis.exceptions import ResponseError
 
 from deployments.redis_server import RedisServer
 from serving.jobs import (
+    IDLE,
     Cell,
     Drop,
     JobQueue,
@@ -21,6 +23,7 @@ from serving.jobs import (
     Phase,
     State,
     Upkeep,
+    Wake,
 )
 from serving.plan.errors import (
     CheckpointCorrupt,
@@ -31,6 +34,7 @@ from serving.plan.errors import (
     ServiceUnavailable,
     StaleLease,
 )
+from serving.plan.rank import Contender
 from tests.jobs import LEASE_MS, leased, spec, submit
 
 pytestmark = pytest.mark.asyncio
@@ -66,10 +70,11 @@ async def test_a_lease_whose_answer_was_lost_is_the_same_lease(
     queue: JobQueue, cell: Cell, leases: Leases
 ) -> None:
     job, other = await submit(queue), await submit(queue)
-    first = await cell.run_for_job("lease", "demo-wan", "r1", LEASE_MS, "token", 3, "", 0)
-    assert await cell.run_for_job("lease", "demo-wan", "r1", LEASE_MS, "token", 3, "", 0) == first
-    assert first is not None
-    assert (first.id, first.attempts) == (job.id, 1)
+    room = IDLE.to_json(1)
+    first = await cell.run("lease", "demo-wan", "r1", LEASE_MS, "token", 3, "", room)
+    again = await cell.run("lease", "demo-wan", "r1", LEASE_MS, "token", 3, "", room)
+    assert again[1:] == first[1:]
+    assert (await queue.get(job.id, user="ann")).attempts == 1
     assert (await leased(leases)).id == other.id
 
 
@@ -108,11 +113,13 @@ async def test_the_oldest_goes_first(queue: JobQueue, leases: Leases) -> None:
 
 async def test_place_counts_the_jobs_ahead_and_what_runs(queue: JobQueue, leases: Leases) -> None:
     jobs = [await submit(queue) for _ in range(3)]
-    assert [(await queue.place(job)).ahead for job in jobs] == [0, 1, 2]
+    places = [await queue.place(job) for job in jobs]
+    assert [place.ahead for place in places] == [0, 1, 2]
+    assert [place.ahead_ms for place in places] == [0, 1000, 2000], "by their estimates"
     running = await leased(leases)
     await leases.heartbeat(running, lease_ms=9, phase=Phase.DENOISE, step=1, remaining_ms=700)
     place = await queue.place(await queue.get(jobs[2].id, user="ann"))
-    assert (place.ahead, place.running_ms) == (1, [700])
+    assert (place.ahead, place.ahead_ms, place.running_ms) == (1, 1000, [700])
 
 
 async def test_each_lease_has_a_higher_fence(queue: JobQueue, leases: Leases) -> None:
@@ -128,27 +135,8 @@ async def test_concurrent_leases_never_share_a_job(queue: JobQueue, cell: Cell) 
     submitted = {(await submit(queue)).id for _ in range(20)}
     replicas = [Leases(cell, "demo-wan", f"r{i}") for i in range(30)]
     got = await asyncio.gather(*(replica.lease(LEASE_MS) for replica in replicas))
-    ids = [job.id for job in got if job]
+    ids = [lease.job.id for lease in got if lease]
     assert sorted(ids) == sorted(submitted)
-
-
-async def test_a_busy_replica_leaves_a_fresh_job_to_an_idle_one_for_a_moment(
-    queue: JobQueue, cell: Cell
-) -> None:
-    busy, idle = Leases(cell, "demo-wan", "busy"), Leases(cell, "demo-wan", "idle")
-    await busy.announce(host="a", pid=1, slots=2, free=1, age_ms=0)
-    job = await submit(queue)
-    assert (await leased(busy)).id == job.id, "nobody else is there"
-    await idle.announce(host="b", pid=2, slots=2, free=2, age_ms=0)
-    job = await submit(queue)
-    assert await busy.lease(LEASE_MS, busy=True) is None
-    assert (await leased(idle)).id == job.id
-    # But it does not wait for ever for one that does not come.
-    job = await submit(queue)
-    await asyncio.sleep(0.6)
-    taken = await busy.lease(LEASE_MS, busy=True)
-    assert taken is not None
-    assert taken.id == job.id
 
 
 # Running.
@@ -204,15 +192,17 @@ async def test_a_checkpoint_is_where_the_next_lease_goes_on(
 ) -> None:
     await submit(queue)
     job = await leased(leases)
-    assert await leases.checkpoint(job, "a", 1) == ""
-    assert await leases.checkpoint(job, "b", 2) == "a"
-    assert await leases.checkpoint(job, "b", 2) == "", "repeated after a lost answer"
-    assert await leases.checkpoint(job, "late", 1) == "late", "an older one does not replace it"
+    assert await leases.checkpoint(job, "a", 1, 800) == ""
+    assert await leases.checkpoint(job, "b", 2, 600) == "a"
+    assert await leases.checkpoint(job, "b", 2, 600) == "", "repeated after a lost answer"
+    assert await leases.checkpoint(job, "late", 1, 800) == "late", (
+        "an older one does not replace it"
+    )
     await leases.give_back(job)
     again = await leased(leases)
     assert (again.checkpoint, again.checkpoint_step, again.step) == ("b", 2, 2)
     with pytest.raises(StaleLease):
-        await leases.checkpoint(job, "c", 3)
+        await leases.checkpoint(job, "c", 3, 400)
     await leases.resumed(again)
     await leases.refused(again, CheckpointCorrupt("bad"))
     now = await queue.get(job.id, user="ann")
@@ -236,7 +226,7 @@ async def test_a_lapsed_lease_returns_the_job_to_its_place_and_its_fence_is_stal
     # Everything the lost run still tries changes nothing.
     for write in (
         leases.heartbeat(stale, lease_ms=9, phase=Phase.DENOISE, step=1, remaining_ms=1),
-        leases.checkpoint(stale, "x", 1),
+        leases.checkpoint(stale, "x", 1, 800),
         leases.resumed(stale),
         leases.complete(stale, {}),
         leases.fail(stale, ModelFailed("late")),
@@ -426,6 +416,34 @@ async def test_pages_cover_a_list_in_both_orders(queue: JobQueue) -> None:
         await queue.list("ann", limit=2, after="video_of_nobody")
 
 
+async def test_a_preview_is_the_last_attempts_until_the_job_ends(
+    queue: JobQueue, leases: Leases
+) -> None:
+    async def shown() -> tuple[str, int]:
+        found = await queue.get(first.id, user="ann")
+        return found.preview, found.preview_step
+
+    first = await submit(queue)
+    assert await shown() == ("", 0)
+    before = await leased(leases)
+    await leases.preview(before, "a", 2)
+    await leases.give_back(before)
+    await leases.preview(before, "a", 3)  # it was on its way
+    assert await shown() == ("a", 3)
+    after = await leased(leases)
+    with pytest.raises(StaleLease):
+        await leases.preview(before, "a", 4)
+    assert await shown() == ("a", 3)
+    await leases.preview(after, "b", 4)
+    assert await shown() == ("b", 4)
+    await leases.complete(after, {})
+    with pytest.raises(StaleLease):
+        await leases.preview(after, "b", 5)
+    assert await shown() == ("", 0)
+    with pytest.raises(StaleLease):
+        await leases.preview(replace(after, id="video_gone"), "b", 5)
+
+
 async def test_pool_counts(queue: JobQueue, leases: Leases) -> None:
     for _ in range(3):
         await submit(queue)
@@ -466,8 +484,11 @@ async def test_a_submission_wakes_a_listener(queue: JobQueue, leases: Leases) ->
     async with leases.signals() as signals:
         waiting = asyncio.create_task(signals.next(timeout_s=30))
         await asyncio.sleep(0)
-        await submit(queue)
-        assert await asyncio.wait_for(waiting, 5) is None
+        job = await submit(queue)
+        wake = await asyncio.wait_for(waiting, 5)
+    assert isinstance(wake, Wake)
+    assert wake.job == Contender(job.created_ms, 1000, 1000)
+    assert wake.now_ms == job.created_ms
 
 
 async def test_scripts_survive_a_redis_that_forgot_them(
@@ -494,7 +515,7 @@ async def test_a_redis_of_another_schema_is_refused(cell: Cell, redis: Redis) ->
 async def test_a_defect_of_a_script_is_not_taken_for_an_outage(cell: Cell, redis: Redis) -> None:
     await redis.set(cell.key("job", "video_x"), "no hash")
     with pytest.raises(ResponseError):
-        await cell.run("submit", "video_x", "ann", "p", "p", "{}", 1, 10, 1000)
+        await cell.run("submit", "video_x", "ann", "p", "p", "{}", "s", 1, 1, 10, 1000)
     await redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(ServiceUnavailable):

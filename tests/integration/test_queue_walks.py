@@ -12,14 +12,29 @@ from contextlib import suppress
 import pytest
 from redis.asyncio import Redis
 
-from serving.jobs import TERMINAL, Cell, Job, JobQueue, JobSettings, Leases, Phase, State, Upkeep
+from serving.jobs import (
+    TERMINAL,
+    Cell,
+    Job,
+    JobQueue,
+    JobSettings,
+    Leases,
+    Phase,
+    Resident,
+    Room,
+    Rows,
+    State,
+    Upkeep,
+)
 from serving.jobs.job import TRANSITIONS
 from serving.plan.errors import CheckpointCorrupt, ModelFailed, NotFound, QueueFull, StaleLease
+from serving.plan.rank import ORDERS, PREEMPTIONS_MAX, Contender
 from tests.jobs import submit
 
 WALKS = 8
 OPERATIONS = 250
-LIMITS = JobSettings(queue_max=6, garbage_s=0)
+SHORT_MS, LONG_MS = 1000, 90_000
+LIMITS = JobSettings(queue_max=6, garbage_s=0, quantum_s=0)
 
 
 class Walk:
@@ -33,25 +48,60 @@ class Walk:
         self.held: list[tuple[Leases, Job]] = []
         self.known: dict[str, State] = {}
         self.ended: Counter[State] = Counter()
+        self.preempted = 0
 
     async def step(self) -> None:
         operation = self.random.choice(
             [self.cancel, self.delete, self.upkeep.tidy, self.lose]
             if self.random.random() < 0.25
-            else [self.submit, self.lease, self.run, self.run, self.end]
+            else [self.submit, self.lease, self.lease, self.preempt, self.run, self.run, self.end]
         )
         with suppress(StaleLease, NotFound, QueueFull):
             await operation()
         await self.check()
 
-    async def submit(self) -> None:
-        job = await submit(self.queue)
+    async def submit(self, est_device_ms: int = LONG_MS) -> None:
+        job = await submit(self.queue, est_device_ms=est_device_ms)
         self.known[job.id] = State.QUEUED
 
     async def lease(self) -> None:
+        """For a replica that is idle, or busy with what it has, or had."""
         replica = self.random.choice(self.replicas)
-        if job := await replica.lease(60_000):
-            self.held.append((replica, job))
+        had = [job for mine, job in self.held[-5:] if mine is replica]
+        await self.ask(replica, had[: self.random.randrange(3)], free=1)
+
+    async def preempt(self) -> None:
+        """A short job comes, and a full replica asks."""
+        await self.submit(est_device_ms=SHORT_MS)
+        live = [
+            (replica, job)
+            for replica, job in self.held
+            if self.known.get(job.id) is State.IN_PROGRESS and job.est_device_ms == LONG_MS
+        ]
+        if live:
+            replica, job = self.random.choice(live)
+            await self.ask(replica, [job], free=0)
+
+    async def ask(self, replica: Leases, runs: list[Job], free: int) -> None:
+        room = Room(
+            free=free,
+            runs=[Resident(job.id, job.fence, job.est_device_ms, 1, True) for job in runs],
+            shapes={job.spec.shape: Rows(4, 4) for job in runs},
+        )
+        lease = await replica.lease(60_000, room)
+        if lease is None:
+            return
+        self.held.append((replica, lease.job))
+        await replica.heartbeat(
+            lease.job, lease_ms=60_000, phase=Phase.ENCODE, step=0, remaining_ms=LONG_MS
+        )
+        assert bool(lease.preempts) is not bool(free)
+        if lease.preempts:
+            assert lease.preempts in [(job.id, job.fence) for job in runs]
+            victim = await self.queue.get(lease.preempts[0], user="ann")
+            assert (victim.state, victim.fence) == (State.IN_PROGRESS, lease.preempts[1])
+            assert victim.preempted <= PREEMPTIONS_MAX
+            self.preempted += 1
 
     async def run(self) -> None:
         if not self.held:
@@ -60,16 +110,16 @@ class Walk:
         match self.random.randrange(5):
             case 0:
                 await replica.heartbeat(
-                    job, lease_ms=60_000, phase=Phase.DENOISE, step=1, remaining_ms=1
+                    job, lease_ms=60_000, phase=Phase.DENOISE, step=1, remaining_ms=LONG_MS
                 )
             case 1:
-                await replica.checkpoint(job, f"{job.fence}", 1)
+                await replica.checkpoint(job, f"{job.fence}", 1, job.est_device_ms // 2)
             case 2:
                 await replica.resumed(job)
             case 3:
                 await replica.refused(job, CheckpointCorrupt("x"))
             case 4:
-                await replica.give_back(job)
+                await replica.give_back(job, holding=self.random.random() < 0.5)
 
     async def end(self) -> None:
         if self.held:
@@ -119,10 +169,19 @@ class Walk:
         assert set(queued) == {i for i, job in jobs.items() if job.state is State.QUEUED}
         assert set(leased) == {i for i, job in jobs.items() if job.state is State.IN_PROGRESS}
         assert queued == sorted(queued, key=lambda i: jobs[i].seq), "they keep their places"
+        for order in ORDERS:
+            places = await redis.zrange(key("queued", "demo-wan", order.name), 0, -1)
+            waiting = [jobs[place.split(" ")[-1]] for place in places]
+            assert {job.id for job in waiting} == set(queued)
+            assert waiting == sorted(waiting, key=lambda job: (order.score(_wants(job)), job.seq))
         ended = {state: n for state, n in self.ended.items() if n}
         assert (await self.queue.pools(["demo-wan"]))["demo-wan"].ended == ended
         fences = [job.fence for job in jobs.values() if job.fence]
         assert len(fences) == len(set(fences)), "a fence is given out once"
+
+
+def _wants(job: Job) -> Contender:
+    return Contender(job.created_ms, job.est_device_ms, job.left_device_ms)
 
 
 @pytest.mark.asyncio
@@ -132,3 +191,4 @@ async def test_no_walk_leaves_the_table_or_ends_a_job_twice(redis: Redis, seed: 
     for _ in range(OPERATIONS):
         await walk.step()
     assert {State.COMPLETED, State.FAILED, State.CANCELLED} <= set(walk.ended)
+    assert walk.preempted > 0

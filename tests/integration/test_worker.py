@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
 import pytest_asyncio
+from PIL import Image
 
+from deployments.housekeeping import collect_garbage
 from deployments.worker import Worker
-from serving.jobs import Cell, Job, JobQueue, JobSettings, Phase, State
-from serving.media import ArtifactStore, open_store
+from serving.jobs import Cell, CostStore, Job, JobQueue, JobSettings, Phase, State, Upkeep
+from serving.media import ArtifactStore, StoreError, open_store
 from serving.models.family import Denoising, Family, Frames
 from serving.models.load import load_family
-from serving.plan.catalog import BatchPolicy, Model, Placement
+from serving.plan.catalog import BatchPolicy, CostTable, Model, Placement, PreviewPolicy
+from serving.plan.costs import CostModel
 from tests.jobs import ended, submit, until
 
 pytestmark = pytest.mark.asyncio
 
-LEASE_S = 1
+LEASE_S = 2
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +45,16 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 @asynccontextmanager
 async def running(
-    model: Model, family: Family, cell: Cell, store: ArtifactStore
+    model: Model,
+    family: Family,
+    cell: Cell,
+    store: ArtifactStore,
+    *,
+    quantum_s: float = 1,
+    lease_s: float = LEASE_S,
 ) -> AsyncIterator[Worker]:
-    worker = Worker(model, family, cell, store, "r1", JobSettings(lease_s_min=LEASE_S))
+    limits = JobSettings(lease_s_min=lease_s, quantum_s=quantum_s)
+    worker = Worker(model, family, cell, store, "r1", limits)
     task = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -86,6 +98,26 @@ async def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
     first, same, other = [await content(store, await ended(queue, job)) for job in jobs]
     assert first == same
     assert first != other
+
+
+async def test_what_the_prompt_cache_did_is_counted_once_and_outlives_the_replica(
+    demo_model: Model, models_dir: Path, cell: Cell, queue: JobQueue, store: ArtifactStore
+) -> None:
+    async def counted() -> dict[str, int]:
+        return dict((await queue.pools(["demo-wan"]))["demo-wan"].tallies)
+
+    family = load_family(demo_model, models_dir)
+    async with running(demo_model, family, cell, store):
+        for seed in range(2):
+            await ended(queue, await submit(queue, steps=1, seed=seed))
+        expected = {"prompt_cache_hits": 2, "prompt_cache_misses": 2}
+
+        async def reported() -> bool:
+            return await counted() == expected
+
+        await until(reported)
+        await ended(queue, await submit(queue, steps=1, prompt="another", guidance_scale=1.0))
+    assert await counted() == {"prompt_cache_hits": 2, "prompt_cache_misses": 3}
 
 
 async def test_a_cancelled_run_stops_at_the_next_step_and_the_next_job_runs(
@@ -197,10 +229,10 @@ class Hanging(Broken):
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
-        self.release = threading.Event()
+        self.let_go = threading.Event()
 
     def step(self, batch: Sequence[Denoising]) -> None:
-        self.release.wait()
+        self.let_go.wait()
         super().step(batch)
 
 
@@ -219,7 +251,7 @@ async def test_a_hung_engine_makes_its_worker_unhealthy(
             return False
 
         await until(unhealthy)
-        hanging.release.set()
+        hanging.let_go.set()
 
 
 async def test_jobs_that_share_a_batch_give_the_bytes_they_give_alone(
@@ -253,22 +285,265 @@ async def test_jobs_that_share_a_batch_give_the_bytes_they_give_alone(
     assert clips["together"] == clips["alone"]
 
 
-async def test_a_job_that_waits_for_its_turn_keeps_its_lease(
+async def test_a_preempted_job_wastes_no_step_and_gives_the_bytes_it_gives_alone(
     demo_model: Model, family: Family, cell: Cell, queue: JobQueue, store: ArtifactStore
 ) -> None:
-    model = demo_model.model_copy(update={"placement": Placement(slots=2)})
     slow = Slow(family)
-    async with running(model, slow, cell, store):
+    model = demo_model.model_copy(update={"placement": Placement(slots=1)})
+    asked: dict[str, Any] = {"steps": 40, "est_device_ms": 40_000}
+    async with running(demo_model, family, cell, store):
+        alone = await content(store, await ended(queue, await submit(queue, **asked)))
+    async with running(model, slow, cell, store, quantum_s=0):
+        long = await submit(queue, **asked)
+        for times in range(2):
+            await until(partial(runs, queue, long, step=1, resumed=times))
+            short = await ended(queue, await submit(queue, steps=1))
+            assert short.state is State.COMPLETED
+        # It may stay now, whoever comes.
+        await until(partial(runs, queue, long, resumed=2))
+        late = await submit(queue, steps=1)
+        await until(lambda: runs(queue, long, step=30))
+        assert (await queue.get(late.id, user="ann")).state is State.QUEUED
+        done = await ended(queue, long)
+        assert (await ended(queue, late)).state is State.COMPLETED
+    assert (done.preempted, done.attempts) == (2, 1)
+    assert await content(store, done) == alone
+    assert slow.steps == 40 + 3
+    counts = (await queue.pools(["demo-wan"]))["demo-wan"].counts
+    assert counts == {"preempted": 2, "yielded": 2, "resumed": 2, "resumed_from_memory": 2}
+
+
+async def runs(queue: JobQueue, job: Job, *, step: int = 0, resumed: int = 0) -> bool:
+    now = await queue.get(job.id, user="ann")
+    counts = (await queue.pools(["demo-wan"]))["demo-wan"].counts
+    gone_on = counts.get("resumed", 0) >= resumed
+    return gone_on and now.phase is Phase.DENOISE and now.step >= step
+
+
+async def test_a_job_that_waits_for_its_turn_keeps_its_lease(
+    demo_model: Model, models_dir: Path, cell: Cell, queue: JobQueue, store: ArtifactStore
+) -> None:
+    batch = BatchPolicy(rows=2)
+    model = demo_model.model_copy(update={"placement": Placement(slots=2), "batch": batch})
+    slow = Slow(load_family(model, models_dir))
+    async with running(model, slow, cell, store, lease_s=Slow.LEASE_S):
         first = await submit(queue, steps=20)
-        second = await submit(queue, steps=2)
+        await until(lambda: runs(queue, first))
+        # It ranks before the first, so it is leased beside it; their rows do not fit together.
+        second = await submit(queue, steps=20, est_device_ms=500)
+        await until(lambda: runs(queue, second))
+        assert not (await queue.get(first.id, user="ann")).terminal
         for job in (first, second):
             done = await ended(queue, job)
             assert (done.state, done.attempts) == (State.COMPLETED, 1)
 
 
+async def test_the_next_estimate_is_what_the_engine_said_the_last_jobs_took(
+    demo_model: Model, family: Family, cell: Cell, queue: JobQueue, store: ArtifactStore
+) -> None:
+    table = {name: 500 * value for name, value in demo_model.cost.model_dump().items()}
+    model = demo_model.model_copy(update={"cost": CostTable(**table)})
+    costs = CostStore(cell)
+    async with running(model, family, cell, store) as worker:
+        jobs = [await ended(queue, await submit(queue, steps=12, seed=n)) for n in range(4)]
+
+        async def announced() -> bool:
+            return (await costs.load(model)).live == {worker.costs.device}
+
+        await until(announced)
+    known = (await costs.load(model)).learned[worker.costs.device]
+    found, prior = known.estimate(jobs[0].spec), CostModel(model).estimate(jobs[0].spec)
+    stages = [job.result["stages"] for job in jobs]
+    for name, seconds in (
+        ("encode", [each["encode_s"] for each in stages]),
+        ("step", [each["denoise_s"] / 12 for each in stages]),
+        ("decode", [each["decode_s"] for each in stages]),
+    ):
+        estimate = getattr(found, f"{name}_s")
+        assert min(seconds) / 2 < estimate < 2 * max(seconds), name
+        assert estimate < getattr(prior, f"{name}_s") / 5, "the table was far off"
+    assert found.deliver_s > min(each["store_s"] for each in stages) / 2, "and encoding"
+    counted = {stage: each.predictions for stage, each in known.accuracy().items()}
+    # The first step of a shape in a process is left out.
+    assert counted == {"encode": 4, "step": 4 * 12 - 1, "decode": 4, "deliver": 4}
+
+
+async def test_a_step_is_learned_with_the_rows_its_forward_carried(
+    demo_model: Model, models_dir: Path, cell: Cell, queue: JobQueue, store: ArtifactStore
+) -> None:
+    model = demo_model.model_copy(
+        update={
+            "placement": Placement(slots=2),
+            "batch": BatchPolicy(rows=4, reproducible="fast"),
+        }
+    )
+    async with running(model, load_family(model, models_dir), cell, store) as worker:
+        for together in (1, 2):
+            jobs = [await submit(queue, steps=40, seed=seed) for seed in range(together)]
+            for job in jobs:
+                await ended(queue, job)
+    tokens = jobs[0].spec.tokens(model)
+    assert set(worker.costs.learned_steps()) == {(tokens, 2), (tokens, 4)}
+
+
+class Compiling(Broken):
+    """Blocks that compile at the very first step, for longer than three of the leases below."""
+
+    LEASE_S = 3
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family)
+        self.compiled = False
+
+    def step(self, batch: Sequence[Denoising]) -> None:
+        if not self.compiled:
+            time.sleep(3.5 * self.LEASE_S)
+            self.compiled = True
+        super().step(batch)
+
+
+@pytest.mark.parametrize("redis_server", ["7"], indirect=True)
+async def test_nobody_loses_a_lease_while_the_engine_compiles(
+    demo_model: Model,
+    family: Family,
+    cell: Cell,
+    queue: JobQueue,
+    upkeep: Upkeep,
+    store: ArtifactStore,
+) -> None:
+    model = demo_model.model_copy(
+        update={
+            "placement": Placement(slots=2),
+            "load": demo_model.load.model_copy(update={"compile": True}),
+        }
+    )
+    async with running(model, Compiling(family), cell, store, lease_s=Compiling.LEASE_S) as worker:
+        jobs = [await submit(queue, render_width=width) for width in (96, 128)]
+
+        async def done() -> bool:
+            await upkeep.tidy()
+            worker.check()
+            return all([(await queue.get(job.id, user="ann")).terminal for job in jobs])
+
+        await until(done)
+    for job in jobs:
+        ending = await queue.get(job.id, user="ann")
+        assert (ending.state, ending.attempts) == (State.COMPLETED, 1)
+
+
+async def test_a_busy_worker_leaves_what_it_could_not_run_now(
+    demo_model: Model, models_dir: Path, cell: Cell, queue: JobQueue, store: ArtifactStore
+) -> None:
+    batch = BatchPolicy(rows=4)
+    model = demo_model.model_copy(update={"placement": Placement(slots=3), "batch": batch})
+    slow = Slow(load_family(model, models_dir))
+    async with running(model, slow, cell, store):
+        lead = await submit(queue, steps=20, est_device_ms=4000)
+        await until(lambda: runs(queue, lead))
+        other_shape = await submit(queue, steps=1, est_device_ms=9000, render_width=128)
+        rider = await submit(queue, steps=2, est_device_ms=9000)
+        await until(lambda: runs(queue, rider))
+        assert not (await queue.get(lead.id, user="ann")).terminal
+        assert (await queue.get(other_shape.id, user="ann")).state is State.QUEUED
+        for job in (lead, other_shape, rider):
+            assert (await ended(queue, job)).state is State.COMPLETED
+
+
 class Slow(Broken):
-    """Twenty of its steps outlast the shortest lease four times."""
+    """Twenty of its steps outlast this lease, of which a quarter is longer than several of them."""
+
+    LEASE_S = 3
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family)
+        self.steps = 0
 
     def step(self, batch: Sequence[Denoising]) -> None:
         time.sleep(0.2)
+        self.steps += 1
         super().step(batch)
+
+
+@pytest.fixture
+def showing(demo_model: Model) -> Model:
+    """The demo model, which shows what it does after every step."""
+    return demo_model.model_copy(update={"preview": PreviewPolicy(every_s=3600, every_steps=1)})
+
+
+async def test_a_running_job_shows_previews_that_go_with_it(
+    showing: Model,
+    family: Family,
+    cell: Cell,
+    queue: JobQueue,
+    store: ArtifactStore,
+    upkeep: Upkeep,
+) -> None:
+    async with running(showing, family, cell, store):
+        job = await submit(queue, steps=2000, width=128, height=72)
+
+        async def shown(beyond: int = 0) -> bool:
+            return (await queue.get(job.id, user="ann")).preview_step > beyond
+
+        await until(shown)
+        first = await queue.get(job.id, user="ann")
+        await until(lambda: shown(first.preview_step))
+        later = await queue.get(job.id, user="ann")
+        assert first.preview == later.preview, "there is one of each attempt"
+        data = b"".join([part async for part in store.read(later.preview)])
+        with Image.open(io.BytesIO(data)) as picture:
+            assert (picture.format, picture.size) == ("JPEG", (128, 72))
+        await queue.cancel(job.id, user="ann")
+    assert (await queue.get(job.id, user="ann")).preview == ""
+    while await collect_garbage(upkeep, store):
+        pass
+    assert [info.key async for info in store.list(job.id)] == []
+
+
+class Previewless:
+    """The real store, except that previews stay on their way until they are let go, to fail."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+        self.tried = 0
+        self.let_go = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def put_bytes(self, key: str, *args: Any, **options: Any) -> None:
+        if "/previews/" in key:
+            self.tried += 1
+            await self.let_go.wait()
+            raise StoreError("no room for previews")
+        await self._store.put_bytes(key, *args, **options)
+
+
+async def test_a_preview_that_cannot_be_stored_neither_delays_nor_fails_its_job(
+    showing: Model, family: Family, cell: Cell, queue: JobQueue, store: ArtifactStore
+) -> None:
+    previewless: Any = Previewless(store)
+    async with running(showing, family, cell, previewless):
+        done = await ended(queue, await submit(queue, steps=8))
+        assert (done.state, previewless.tried) == (State.COMPLETED, 1)
+        previewless.let_go.set()
+        again = await ended(queue, await submit(queue, steps=8))
+        assert (again.state, again.preview) == (State.COMPLETED, "")
+
+
+async def test_a_job_that_goes_on_elsewhere_keeps_its_preview_and_leaves_none(
+    showing: Model, family: Family, cell: Cell, queue: JobQueue, store: ArtifactStore
+) -> None:
+    job = await submit(queue, steps=200)
+
+    async def shown() -> bool:
+        return (await queue.get(job.id, user="ann")).preview_step > 0
+
+    async with running(showing, family, cell, store):
+        await until(shown)
+    waiting = await queue.get(job.id, user="ann")
+    assert waiting.state is State.QUEUED
+    assert (await store.head(waiting.preview)).size_bytes > 0
+    async with running(showing, family, cell, store):
+        done = await ended(queue, job)
+    keys = {info.key async for info in store.list(done.id)}
+    assert keys == {each["key"] for each in done.result["artifacts"].values()}

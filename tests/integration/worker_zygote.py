@@ -2,7 +2,8 @@
 
 A line is JSON: ``redis_url``, ``store_url``, ``models_dir``, ``replica`` and ``faults``, which
 says where the worker harms itself: ``{"kill": "step:3"}`` sends it SIGKILL once three steps are
-done, ``"decode"`` at its first decoded chunk, ``"store"`` before its upload, ``"pause_s"`` later
+done, ``"poison"`` at a step of a batch with that prompt, ``"decode"`` at its first decoded chunk,
+``"store"`` before its upload, ``"swap"`` before it stops a run for another, ``"pause_s"`` later
 than that; ``"step_s"`` makes every step slower by so much. It answers with the pid.
 """
 
@@ -21,15 +22,16 @@ from typing import Any
 from redis.asyncio import Redis
 
 from deployments.clip_files import ClipFiles
+from deployments.run import JobRun
 from deployments.settings import StackSettings
 from deployments.worker import Worker
 from serving.jobs import Cell, JobSettings
 from serving.media import open_store
 from serving.models.family import Denoising, Family, Frames
 from serving.models.load import load_family
-from serving.plan.catalog import CheckpointPolicy
+from serving.plan.catalog import CheckpointPolicy, Placement
 
-LIMITS = JobSettings(lease_s_min=2)
+LIMITS = JobSettings(lease_s_min=2, quantum_s=0.2)
 
 
 class Faulty:
@@ -44,6 +46,8 @@ class Faulty:
 
     def step(self, batch: Sequence[Denoising]) -> None:
         time.sleep(self._faults.get("step_s", 0))
+        if any(run.spec.prompt == "poison" for run in batch):
+            self.reach("poison")
         self._family.step(batch)
         self.reach(f"step:{batch[0].step}")
 
@@ -61,7 +65,10 @@ class Faulty:
 async def work(order: Mapping[str, Any]) -> None:
     model = StackSettings().catalog().resolve("demo-wan")
     model = model.model_copy(
-        update={"checkpoint": CheckpointPolicy(every_s=3600, every_steps=order["every_steps"])}
+        update={
+            "checkpoint": CheckpointPolicy(every_s=3600, every_steps=order["every_steps"]),
+            "placement": Placement(slots=1),
+        }
     )
     family = Faulty(load_family(model, Path(order["models_dir"])), order["faults"])
     redis: Redis = Redis.from_url(order["redis_url"], decode_responses=True, socket_timeout=5)
@@ -71,6 +78,13 @@ async def work(order: Mapping[str, Any]) -> None:
         family.reach("store")
         return await upload(self, *args)
 
+    preempt = JobRun.preempt
+
+    def faulty_preempt(self: JobRun) -> None:
+        family.reach("swap")
+        preempt(self)
+
+    JobRun.preempt = faulty_preempt  # type: ignore[method-assign]
     ClipFiles.upload = faulty_upload  # type: ignore[method-assign,assignment]
     store = open_store(order["store_url"])
     worker = Worker(model, family, Cell(redis), store, order["replica"], LIMITS)

@@ -28,6 +28,10 @@ def write(folder: Path, raw: object) -> Path:
 def test_every_shipped_entry_is_valid() -> None:
     catalog = load_catalog([BUILTIN])
     assert {"demo-wan", "wan2.1-t2v-1.3b", "wan2.2-ti2v-5b"} <= set(catalog.models)
+    inputs = {name: dict(model.video.inputs) for name, model in catalog.models.items()}
+    assert inputs["wan2.2-t2v-a14b"] == {}
+    assert inputs["wan2.2-i2v-a14b"] == {"first_frame": "required", "last_frame": "optional"}
+    assert inputs["wan2.1-flf2v-14b"] == {"first_frame": "required", "last_frame": "required"}
 
 
 def test_an_alias_is_the_model(demo_model: Model) -> None:
@@ -48,6 +52,8 @@ def test_an_unknown_name_lists_the_known_ones(demo_model: Model) -> None:
         ({"family": "sora"}, "family"),
         ({"weights": {"path": 3}}, "weights"),
         ({"cost": {"encode_s": -1}}, "cost.encode_s"),
+        ({"load": {"compile": True, "offload": "group"}}, "load: Value error, compile needs"),
+        ({"video": {**entry()["video"], "inputs": {"sound": "optional"}}}, "video.inputs.sound"),  # type: ignore[dict-item]
         ({"video": {**entry()["video"], "sizes": {"100x100": None}}}, "size 100x100"),  # type: ignore[dict-item]
         ({"video": {**entry()["video"], "sizes": {"99x96": {"render": "96x96"}}}}, "even sides"),  # type: ignore[dict-item]
         ({"video": {**entry()["video"], "steps": {"default": 9, "min": 1, "max": 5}}}, "steps"),  # type: ignore[dict-item]

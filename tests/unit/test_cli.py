@@ -371,6 +371,25 @@ def test_each_variant_has_its_own_file(finished: Script, tmp_path: Path) -> None
     ]
 
 
+def test_a_preview_is_for_a_job_that_still_runs(finished: Script, tmp_path: Path) -> None:
+    finished.on(f"GET /v1/videos/{VIDEO_ID}", Answer(denoising(5)))
+    finished.on(f"GET /v1/videos/{VIDEO_ID}/content", Answer(b"a preview"))
+    command = ("jobs", "download", VIDEO_ID, "--variant", "preview")
+
+    got, waiting = reelserve(*command), reelserve(*command, "--wait")
+
+    assert got.exit_code == 0, got.stderr
+    assert (tmp_path / f"{VIDEO_ID}-preview.jpg").read_bytes() == b"a preview"
+    assert waiting.exit_code == 2
+    assert "leave --wait out" in waiting.stderr
+    finished.on(
+        f"GET /v1/videos/{VIDEO_ID}/content", error(400, "video_not_ready", "No preview yet.")
+    )
+    early = reelserve(*command, "--out", str(tmp_path / "early.jpg"))
+    assert (early.exit_code, "No preview yet." in early.stderr) == (1, True)
+    assert not (tmp_path / "early.jpg").exists()
+
+
 def test_a_list_in_a_pipe_has_whole_ids_and_safe_prompts(api: Script) -> None:
     hostile = "\x1b[31mred\x1b[0m\n[bold]ball[/bold] " + "x" * 100
     page = {
@@ -504,6 +523,7 @@ def test_status_shows_each_pool(api: Script) -> None:
         "ended": {"completed": 12},
         "counts": {"resumed": 2},
         "replicas": [replica],
+        "costs": {"NVIDIA H200": {"step": {"predictions": 99, "error": 0.034, "bias": -0.01}}},
     }
     api.on("GET /readyz", Answer({"status": "ready"}))
     api.on("GET /v1/status", Answer({"object": "status", "pools": {"demo-wan": pool}}))
@@ -514,6 +534,7 @@ def test_status_shows_each_pool(api: Script) -> None:
     assert "4.5 s" in people.stdout
     assert "gpu1, pid 7" in people.stdout
     assert "resumed 2" in people.stdout
+    assert "demo-wan on NVIDIA H200: estimates off by step 3%" in people.stdout
     assert json.loads(machines.stdout)["ready"] is True
     assert json.loads(machines.stdout)["pools"]["demo-wan"] == pool
 

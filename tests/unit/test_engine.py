@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,16 +23,23 @@ from serving.engine import (
     Event,
     Failed,
     FramesReady,
+    Previewed,
     Saved,
     Snapshot,
     Stepped,
     Yielded,
 )
+from serving.engine.checkpoint import Copier
+from serving.engine.run import Run
+from serving.engine.saving import SaveSchedule
 from serving.models.demo import demo_pipeline
-from serving.models.family import Denoising
+from serving.models.family import NO_INPUTS, Denoising, Frames
+from serving.models.previews import Picture
 from serving.models.wan import WanFamily
-from serving.plan.catalog import BatchPolicy, CheckpointPolicy
+from serving.plan.catalog import BatchPolicy, CheckpointPolicy, PreviewPolicy
 from serving.plan.clip import ClipSpec
+from serving.plan.errors import InvalidOutput, OutOfMemory
+from serving.plan.rank import Contender
 from tests.jobs import spec
 
 WAIT_S = 60
@@ -37,21 +47,50 @@ E = TypeVar("E")
 
 
 class Poisonable(WanFamily):
-    """The real family, except that prompts which say so break a step or its numbers."""
+    """The real family, except that prompts which say so break a step or its numbers, and that
+    forwards with more than so many rows find no memory."""
+
+    rows_that_fit = 256
+    decodes_that_fail = 0
+
+    def decode(self, run: Denoising) -> Iterator[Frames]:
+        for index, frames in enumerate(super().decode(run)):
+            if index == 1 and self.decodes_that_fail:
+                self.decodes_that_fail -= 1
+                torch.empty(2**60)
+            yield frames
 
     def step(self, batch: Sequence[Denoising]) -> None:
         if any(run.spec.prompt == "raise" for run in batch):
             raise RuntimeError("out of luck")
+        carried = sum(run.rows for run in batch)
+        if self._buckets.rows(self._tokens(batch[0].latents), carried) > self.rows_that_fit:
+            torch.empty(2**60)
         super().step(batch)
         for run in batch:
             if run.spec.prompt == "nan":
                 run.latents = run.latents * float("nan")
 
+    def preview(self, run: Denoising) -> Picture:
+        if run.spec.prompt == "unseen":
+            self.unseen += 1
+            raise RuntimeError("no picture")
+        return super().preview(run)
+
+    unseen = 0
+
 
 class Driver:
     """An engine, and what it said so far."""
 
-    def __init__(self, policy: CheckpointPolicy, batch: BatchPolicy) -> None:
+    def __init__(
+        self,
+        policy: CheckpointPolicy,
+        batch: BatchPolicy,
+        previews: PreviewPolicy | None = None,
+        *,
+        decode_beside: bool = False,
+    ) -> None:
         self.pipeline = demo_pipeline()
         self.forwards: list[int] = []
         self.pipeline.transformer.register_forward_hook(
@@ -63,9 +102,10 @@ class Driver:
             prompt_tokens=16,
             fingerprint="print",
             batch=batch,
+            decode_beside=decode_beside,
         )
         self._said: queue.Queue[Event] = queue.Queue()
-        self.engine = Engine(self.family, self._said.put, policy)
+        self.engine = Engine(self.family, self._said.put, policy, previews)
 
     def finish(self, runs: dict[str, ClipSpec]) -> dict[str, torch.Tensor | Exception]:
         """Everything that is waiting when the engine starts; final latents, or the error."""
@@ -108,8 +148,8 @@ class Driver:
 @pytest.fixture
 def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
     marker = request.node.get_closest_marker("policy")
-    policy = marker.args[0] if marker else CheckpointPolicy(every_s=3600)
-    driver = Driver(policy, BatchPolicy())
+    policy, *previews = marker.args if marker else [CheckpointPolicy(every_s=3600)]
+    driver = Driver(policy, BatchPolicy(), *previews)
     driver.engine.start()
     yield driver
     assert driver.engine.close(WAIT_S)
@@ -299,8 +339,9 @@ def test_a_poison_job_takes_no_neighbour_with_it(drivers: Callable[..., Driver],
     )
     assert torch.equal(latents(ends["guided"]), latents(alone))
     assert isinstance(ends["before"], torch.Tensor)
-    if harm == "raise":
-        assert isinstance(ends["poison"], RuntimeError)
+    assert isinstance(ends["poison"], RuntimeError if harm == "raise" else InvalidOutput)
+    if harm == "nan":
+        assert "after step 1 " in str(ends["poison"])
     assert driver.engine.alive
 
 
@@ -313,3 +354,241 @@ def test_buckets_are_powers_of_two_by_shape() -> None:
     for wrong in ({"rows": 6}, {"rows": 1}, {"rows_from_tokens": {5: 3}}):
         with pytest.raises(ValueError, match=r"rows|greater"):
             BatchPolicy.model_validate(wrong)
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("reproducible", ["strict", "fast"])
+def test_a_batch_that_finds_no_memory_is_split(
+    drivers: Callable[..., Driver], reproducible: str
+) -> None:
+    driver = drivers(rows=8, reproducible=reproducible)
+    driver.family.rows_that_fit = 4
+    ends = driver.finish({f"{i}": spec(seed=i, steps=2) for i in range(4)})
+    assert driver.forwards == [4] * 4
+    # Forwards of four rows from the start give these bits.
+    asked = drivers(rows=4, reproducible=reproducible)
+    expected = asked.finish({f"{i}": spec(seed=i, steps=2) for i in range(4)})
+    for name, end in ends.items():
+        assert torch.equal(latents(end), latents(expected[name]))
+    # And nobody takes its checkpoints for those of forwards of eight.
+    assert driver.family.fingerprint != asked.family.fingerprint
+
+
+def test_only_the_job_that_does_not_fit_alone_fails(drivers: Callable[..., Driver]) -> None:
+    driver = drivers(rows=4, reproducible="fast")
+    driver.family.rows_that_fit = 1
+    ends = driver.finish({"guided": spec(), "unguided": spec(guidance_scale=1.0)})
+    assert isinstance(ends["guided"], OutOfMemory)
+    assert isinstance(ends["unguided"], torch.Tensor)
+    assert driver.engine.alive
+
+
+def test_a_run_that_cannot_be_saved_on_the_way_goes_on(driver: Driver) -> None:
+    driver.engine.close(WAIT_S)
+    driver = Driver(CheckpointPolicy(every_s=3600, every_steps=1), BatchPolicy())
+    copies = count()
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        if next(copies) == 0:
+            torch.empty(2**60)
+        return tensor.clone()
+
+    driver.engine._copy.__class__ = type("Failing", (Copier,), {"__call__": lambda _, t: copy(t)})
+    driver.engine.start()
+    driver.engine.submit("a", spec(steps=3))
+    assert driver.next(Saved).snapshot.step == 2, "the first could not be made"
+    driver.engine.kept("a")
+    driver.engine.kept(driver.next(Denoised).run_id)
+    driver.next(Decoded)
+    assert driver.engine.close(WAIT_S)
+
+
+def test_final_latents_are_safe_before_others_go_on(drivers: Callable[..., Driver]) -> None:
+    driver = drivers(rows=4)
+    now_ms = int(time.monotonic() * 1000)
+    driver.engine.submit("long", spec(steps=2), contender=Contender(now_ms, 600_000, 600_000))
+    driver.engine.submit("short", spec(steps=20), contender=Contender(now_ms, 30_000, 30_000))
+    driver.engine.start()
+    before = []
+    while not isinstance(event := driver.any(), Denoised):
+        before.append(event)
+    assert event.run_id == "long"
+    assert sum(isinstance(each, Stepped) for each in before) == 4
+
+
+def test_those_whom_a_poison_job_made_step_alone_share_again(
+    drivers: Callable[..., Driver],
+) -> None:
+    driver = drivers(rows=8)
+    jobs = {f"{i}": spec(seed=i, steps=6) for i in range(3)}
+    driver.finish({**jobs, "poison": spec(prompt="raise")})
+    # At most one forward each before the poison's turn came.
+    assert len(driver.forwards) <= 6 + len(jobs)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_decode_that_found_no_memory_goes_on_where_it_was(beside: bool) -> None:
+    clips = []
+    for failures in (0, 1):
+        driver = Driver(CheckpointPolicy(every_s=3600), BatchPolicy(), decode_beside=beside)
+        driver.family.decodes_that_fail = failures
+        driver.engine.start()
+        driver.engine.submit("a", spec(steps=1))
+        events = driver.until_end()
+        assert isinstance(events[-1], Decoded)
+        clips.append([event.frames for event in events if isinstance(event, FramesReady)])
+        assert driver.family.decodes_that_fail == 0
+        assert driver.engine.close(WAIT_S)
+    expected, got = (np.concatenate(frames) for frames in clips)
+    assert np.array_equal(got, expected)
+
+
+def test_a_decode_that_never_fits_fails_its_job(driver: Driver) -> None:
+    driver.family.decodes_that_fail = 2
+    driver.engine.submit("a", spec(steps=1))
+    driver.engine.kept(driver.next(Denoised).run_id)
+    assert isinstance(driver.next(Failed).error, OutOfMemory)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_lost_device_ends_the_engine(drivers: Callable[..., Driver]) -> None:
+    driver = drivers()
+
+    def lost(batch: Sequence[Denoising]) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    driver.family.step = lost  # type: ignore[method-assign]
+    driver.engine.submit("a", spec())
+    driver.engine.start()
+    assert isinstance(driver.any(), Began)
+    deadline = time.monotonic() + WAIT_S
+    while driver.engine.alive and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not driver.engine.alive
+
+
+# Order.
+
+
+def test_the_run_that_ranks_first_leads(drivers: Callable[..., Driver]) -> None:
+    driver = drivers(rows=2)
+    now_ms = int(time.monotonic() * 1000)
+    works = {"long": 60_000, "short": 1_000, "middle": 20_000}
+    for name, ms in works.items():
+        driver.engine.submit(name, spec(steps=3), contender=Contender(now_ms, ms, ms))
+    driver.engine.start()
+    ended: list[str] = []
+    while len(ended) < len(works):
+        event = driver.any()
+        if isinstance(event, Denoised):
+            ended.append(event.run_id)
+            driver.engine.kept(event.run_id)
+    assert ended == ["short", "middle", "long"]
+
+
+def test_a_short_run_goes_before_a_long_one_that_has_begun(driver: Driver) -> None:
+    now_ms = int(time.monotonic() * 1000)
+    driver.engine.submit("long", spec(steps=200), contender=Contender(now_ms, 60_000, 60_000))
+    driver.next(Stepped)
+    driver.engine.submit("short", spec(steps=3), contender=Contender(now_ms, 1_000, 1_000))
+    driver.next(Began)
+    steps = [driver.any() for _ in range(3)]
+    assert [(type(event), event.run_id) for event in steps] == [(Stepped, "short")] * 3
+    driver.engine.drop("long")
+    driver.engine.kept(driver.next(Denoised).run_id)
+
+
+# A second thread decodes.
+
+
+def test_others_are_denoised_while_a_clip_is_decoded() -> None:
+    driver = Driver(CheckpointPolicy(every_s=3600), BatchPolicy(), decode_beside=True)
+    decoding, going_on = threading.Event(), threading.Event()
+    decode = driver.family.decode
+
+    def slow(run: Denoising) -> Iterator[Frames]:
+        decoding.set()
+        assert going_on.wait(WAIT_S)
+        yield from decode(run)
+
+    driver.family.decode = slow  # type: ignore[method-assign]
+    driver.engine.start()
+    driver.engine.submit("a", spec(steps=1))
+    driver.engine.kept(driver.next(Denoised).run_id)
+    assert decoding.wait(WAIT_S)
+    driver.engine.submit("b", spec(steps=2, seed=2))
+    assert driver.next(Denoised).run_id == "b"
+    assert driver.engine.busy_s > 0
+    going_on.set()
+    driver.engine.drop("b")
+    assert driver.next(Decoded).run_id == "a"
+    assert driver.engine.close(WAIT_S)
+    assert driver.engine.busy_s == 0
+
+
+def test_a_clip_leaves_between_two_chunks_of_its_decoding() -> None:
+    driver = Driver(CheckpointPolicy(every_s=3600), BatchPolicy(), decode_beside=True)
+    driver.engine.start()
+    driver.engine.submit("a", spec(steps=1, seconds=4))
+    driver.engine.kept(driver.next(Denoised).run_id)
+    driver.next(FramesReady)
+    driver.engine.yield_("a")
+    left = driver.next(Yielded)
+    assert left.snapshot
+    assert left.snapshot.step == 1
+    assert driver.engine.close(WAIT_S)
+
+
+# Snapshots within a budget.
+
+
+def test_snapshots_on_schedule_share_a_budget_of_bytes(driver: Driver) -> None:
+    seconds = [0.0]
+    policy = CheckpointPolicy(every_s=3600, every_steps=1, bytes_per_s=100)
+    schedule = SaveSchedule(policy, clock=lambda: seconds[0])
+    runs = []
+    for name in "ab":
+        run = Run(name, spec(), NO_INPUTS, None, Contender(0, 0, 0))
+        run.state = driver.family.begin(run.spec)
+        schedule.begins(run, step=0)
+        run.state.step = 2
+        runs.append(run)
+    assert [schedule.is_due(run) for run in runs] == [True, True]
+    schedule.saved(500)
+    assert [schedule.is_due(run) for run in runs] == [False, False]
+    seconds[0] = 4.9
+    assert not schedule.is_due(runs[0])
+    schedule.saved(200)  # one that had to be made
+    seconds[0] = 6.9
+    assert not schedule.is_due(runs[0])
+    seconds[0] = 7.0
+    assert schedule.is_due(runs[1])
+
+
+EVERY_TWO_STEPS = PreviewPolicy(every_s=3600, every_steps=2)
+
+
+@pytest.mark.policy(CheckpointPolicy(every_s=3600), EVERY_TWO_STEPS)
+def test_previews_come_on_schedule_and_never_after_the_last_step(driver: Driver) -> None:
+    driver.engine.submit("a", spec(steps=6))
+    shown = [event for event in driver.until_end() if isinstance(event, Previewed)]
+    assert [event.step for event in shown] == [2, 4]
+    assert {event.picture.shape for event in shown} == {(12, 12, 3)}
+
+
+@pytest.mark.policy(CheckpointPolicy(every_s=3600), PreviewPolicy(every_s=0.001))
+def test_previews_come_when_their_time_has_passed(driver: Driver) -> None:
+    driver.engine.submit("a", spec(steps=4))
+    shown = [event for event in driver.until_end() if isinstance(event, Previewed)]
+    assert [event.step for event in shown] == [1, 2, 3]
+
+
+@pytest.mark.policy(CheckpointPolicy(every_s=3600), EVERY_TWO_STEPS)
+def test_a_run_that_cannot_be_shown_goes_on_unseen(driver: Driver) -> None:
+    driver.engine.submit("a", spec(steps=6, prompt="unseen"))
+    events = driver.until_end()
+    assert isinstance(events[-1], Decoded)
+    assert not [event for event in events if isinstance(event, Previewed)]
+    assert driver.family.unseen == 1

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.media import EncodeError, Frame, Frames, StillsCollector, spritesheet, thumbnail
+from serving.media import (
+    EncodeError,
+    Frame,
+    Frames,
+    StillsCollector,
+    preview_jpeg,
+    spritesheet,
+    thumbnail,
+)
 
 STEP = 5  # grey levels between neighbouring frames: JPEG keeps them apart
 
@@ -32,6 +40,20 @@ def test_a_thumbnail_is_shrunk_and_keeps_its_shape() -> None:
 
     assert picture.shape == (288, 512, 3)
     assert picture[100, 100] == pytest.approx((200, 60, 20), abs=3)
+
+
+@pytest.mark.parametrize(
+    ("clip", "shape"),
+    [((1280, 720), (144, 256, 3)), ((480, 832), (256, 148, 3)), ((96, 64), (64, 96, 3))],
+)
+def test_a_preview_is_small_and_has_the_shape_of_its_clip(
+    clip: tuple[int, int], shape: tuple[int, int, int]
+) -> None:
+    coarse = np.full((3, 5, 3), (200, 60, 20), np.uint8)
+    picture = decode(preview_jpeg(coarse, clip_size=clip))
+
+    assert picture.shape == shape
+    assert picture[10, 10] == pytest.approx((200, 60, 20), abs=3)
 
 
 def test_a_small_frame_is_not_enlarged() -> None:

@@ -11,23 +11,34 @@
 -- <cell>:job:<id>             hash    the job; serving/jobs/job.py lists the fields
 -- <cell>:user:<user>:jobs     zset    the user's job ids by seq
 -- <cell>:pools                set     pools that ever had a job
--- <cell>:queued:<pool>        zset    queued job ids by seq: the oldest goes first, and a job
---                                     that comes back keeps its place
+-- <cell>:queued:<pool>        zset    queued job ids by seq: who waits, and who has waited longest
+-- <cell>:queued:<pool>:<order> zset   "<seq> <created_ms> <total_ms> <id>" of the same jobs by an order of _rank.lua, whose
+--                                     score is fixed while they wait; equal scores go by seq
 -- <cell>:leased:<pool>        zset    job ids in progress, by the time their lease ends (ms)
 -- <cell>:ended:<pool>         hash    how many jobs reached each terminal state
--- <cell>:counts:<pool>        hash    how often else what happened: yielded, lease_lost, resumed,
---                                     checkpoint_corrupt, checkpoint_foreign, checkpoint_missing
+-- <cell>:tallies:<pool>       hash    sums of what its replicas counted: prompt_cache_hits,
+--                                     prompt_cache_misses
+-- <cell>:counts:<pool>        hash    how often else what happened: yielded, preempted, lease_lost,
+--                                     resumed, resumed_from_memory (of those), checkpoint_corrupt,
+--                                     checkpoint_foreign, checkpoint_missing
+-- <cell>:emptying:<pool>      string  the replica that takes no more, so that a job can run alone
+-- <cell>:costs:<pool>         hash    what the pool's work takes, learned: by "<format> <device class>"
+--                                     one cost model as JSON; learn.lua bounds both
 -- <cell>:expiring             zset    ids of ended jobs, by the time they are forgotten (ms)
 -- <cell>:garbage              zset    ids whose files are of no use any more, by when that was
 -- <cell>:gone:<id>            string  "<seq> <user>" of a job that was forgotten, for an hour: so that
 --                                     deleting it again and listing on from it both work
--- <cell>:last_lease:<replica> string  "<token> <id> <fence>": what its last lease call got
+-- <cell>:last_lease:<replica> string  "<token> <id> <fence> <victim>": what its last lease call got,
+--                                     and which run goes for it, or -
 -- <cell>:replica:<id>         hash    a live replica; goes by itself when the replica is silent
 -- <cell>:replicas:<pool>      zset    ids of the pool's replicas, by when they started (ms)
--- <cell>:wake:<pool>          channel a job is waiting: replicas with a free slot should lease
+-- <cell>:idle:<pool>          zset    ids of replicas that run nothing, by when they last said so (ms)
+-- <cell>:wake:<pool>          channel "<now> <created> <total> <remaining>" (ms) of a job that waits:
+--                                     replicas with a free slot should lease
 -- <cell>:drop:<pool>          channel "<id> <fence>": stop this run, its fence is no longer valid
 local cell = KEYS[1]
 local SILENCE_MS = 3000
+local PLACE = '%016.0f %s %s %s'
 
 local function key(...)
   return cell .. ':' .. table.concat({...}, ':')
@@ -58,24 +69,52 @@ local function lease_until(id, pool, until_ms)
   redis.call('ZADD', key('leased', pool), until_ms, id)
 end
 
--- Back into the queue at its old place. Progress stays on record until the next lease.
-local function requeue(id, pool)
-  redis.call('ZREM', key('leased', pool), id)
-  redis.call('HSET', key('job', id), 'state', 'queued', 'phase', '', 'remaining_ms', 0)
-  redis.call('ZADD', key('queued', pool), job_field(id, 'seq'), id)
-  redis.call('PUBLISH', key('wake', pool), id)
+-- Into every order of the queue. A job that comes back is as old as it was, and has only the work
+-- left that its checkpoint does not save.
+local function enqueue(id, pool)
+  local got = redis.call('HMGET', key('job', id), 'seq', 'created_ms', 'est_device_ms',
+    'left_device_ms')
+  local seq, created, total, left = unpack(got)
+  local now = now_ms()
+  redis.call('HSET', key('job', id), 'state', 'queued', 'queued_ms', now)
+  redis.call('ZADD', key('queued', pool), seq, id)
+  local scores = order_scores(tonumber(created), tonumber(total), tonumber(left))
+  for i, order in ipairs(ORDERS) do
+    redis.call('ZADD', key('queued', pool, order.name), scores[i],
+      string.format(PLACE, seq, created, total, id))
+  end
+  redis.call('PUBLISH', key('wake', pool), table.concat({now, created, total, left}, ' '))
 end
 
--- The one place that writes a terminal state. Checkpoints of a job that made no clip are of no
--- use; those of one that did are removed by whoever stored the clip.
+-- Out of every order, if it waits.
+local function dequeue(id, pool)
+  redis.call('ZREM', key('queued', pool), id)
+  local seq, created, total =
+    unpack(redis.call('HMGET', key('job', id), 'seq', 'created_ms', 'est_device_ms'))
+  local place = string.format(PLACE, seq, created, total, id)
+  for _, order in ipairs(ORDERS) do
+    redis.call('ZREM', key('queued', pool, order.name), place)
+  end
+end
+
+-- Progress stays on record until the next lease. holder: the replica that has its checkpoint in
+-- memory, or ''.
+local function requeue(id, pool, holder)
+  redis.call('ZREM', key('leased', pool), id)
+  redis.call('HSET', key('job', id), 'phase', '', 'remaining_ms', 0, 'holder', holder)
+  enqueue(id, pool)
+end
+
+-- The one place that writes a terminal state. Checkpoints and previews of a job that made no clip
+-- are of no use; those of one that did are removed by whoever stored the clip.
 local function finish(id, pool, state, name, value)
   local now = now_ms()
-  redis.call('ZREM', key('queued', pool), id)
+  dequeue(id, pool)
   redis.call('ZREM', key('leased', pool), id)
   local expires = now + tonumber(job_field(id, 'retention_ms'))
   redis.call('HSET', key('job', id), 'state', state, 'finished_ms', now, 'expires_ms', expires,
     'phase', '', 'remaining_ms', 0, name, value)
-  redis.call('HDEL', key('job', id), 'checkpoint', 'checkpoint_step')
+  redis.call('HDEL', key('job', id), 'checkpoint', 'checkpoint_step', 'preview', 'preview_step')
   redis.call('ZADD', key('expiring'), expires, id)
   redis.call('HINCRBY', key('ended', pool), state, 1)
   if state ~= 'completed' then
@@ -109,7 +148,7 @@ local function lose(id, pool, attempts_max, lost_error)
   if tonumber(job_field(id, 'attempts')) >= attempts_max then
     finish(id, pool, 'failed', 'error', lost_error)
   else
-    requeue(id, pool)
+    requeue(id, pool, '')
   end
 end
 

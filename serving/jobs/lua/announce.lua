@@ -10,4 +10,10 @@ redis.call('HSET', mine, 'id', replica, 'pool', pool, 'seen_ms', now, 'started_m
   unpack(ARGV, 5))
 redis.call('PEXPIRE', mine, ttl_ms)
 redis.call('ZADD', key('replicas', pool), started, replica)
+local got = redis.call('HMGET', mine, 'slots', 'free')
+if got[1] and got[1] == got[2] then
+  redis.call('ZADD', key('idle', pool), now, replica)
+else
+  redis.call('ZREM', key('idle', pool), replica)
+end
 return 1

@@ -1,4 +1,5 @@
--- checkpoint(id, fence, file, step) -> {1, the file it replaces or ''}, or {0, ''} when stale
+-- checkpoint(id, fence, file, step, left_device_ms) -> {1, the file it replaces or ''}, or {0, ''}
+-- when stale.
 -- The file is in the store already: from now on the next lease goes on from it. Repeated after
 -- a lost answer it replaces nothing.
 local id, fence, file, step = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -13,5 +14,6 @@ end
 if tonumber(job_field(id, 'checkpoint_step') or 0) > tonumber(step) then
   return {1, file}
 end
-redis.call('HSET', key('job', id), 'checkpoint', file, 'checkpoint_step', step)
+redis.call('HSET', key('job', id), 'checkpoint', file, 'checkpoint_step', step,
+  'left_device_ms', ARGV[5])
 return {1, before}

@@ -1,43 +1,236 @@
--- lease(pool, replica, lease_ms, token, attempts_max, lost_error, busy) -> the job's hash, or {} if
--- none waits. Reaps first, so that a lost job goes before those submitted after it. The token is
--- new for each call: the same one again is a call whose answer was lost, and gets the same job.
--- A replica that is busy (1) leaves a fresh job to one that is idle, for HOLD_MS.
-local HOLD_MS = 500
+-- lease(pool, replica, lease_ms, token, attempts_max, lost_error, room) -> {now_ms, victim, the
+-- job's hash}, or {} if there is no job for this replica now. Reaps first, so that a lost job is
+-- there to be had. The token is new for each call: the same one again is a call whose answer was
+-- lost, and gets the same answer.
+--
+-- room is what the replica has room for, as JSON (serving/jobs/room.py). The waiting jobs are looked
+-- at in the order of their rank, and the first that is of use here is leased:
+--   an idle replica takes any;
+--   a busy one takes a job that can share the forward of the run that leads there, or that ranks
+--   before all of them and so leads itself; any other stays for the first replica that gets free;
+--   a full one does so in the place of its run that ranks last, if that is worth it. victim names
+--   this run. It keeps its lease until the replica has stopped it and handed it back.
+-- A job with one attempt left has lost all others with a replica: it runs alone, so that it takes
+-- nobody with it if it is the reason. The first busy replica with a free slot at which its turn comes
+-- empties for it, and asks for no other while it runs it.
+-- For HOLD_MS after it was queued, a job is left to an idle replica if there is one (unless it
+-- costs this one next to nothing), and to the one that still has its latents in memory.
+local HOLD_MS, HEADS, RUNNING, EMPTYING_S = 500, 32, 64, 10
 local pool, replica, lease_ms, token = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local attempts_max, room = tonumber(ARGV[5]), cjson.decode(ARGV[7])
 
 local last = redis.call('GET', key('last_lease', replica)) or ''
-local last_token, last_id, last_fence = string.match(last, '^(%S+) (%S+) (%d+)$')
+local last_token, last_id, last_fence, last_victim = string.match(last, '^(%S+) (%S+) (%d+) (%S+)$')
 if last_token == token then
-  return fence_holds(last_id, last_fence) and redis.call('HGETALL', key('job', last_id)) or {}
+  if not fence_holds(last_id, last_fence) then
+    -- The job went meanwhile, so nobody will ask its victim to leave: it stays.
+    local id, fence = string.match(last_victim, '^(%S+)/(%d+)$')
+    if id and job_field(id, 'leaving') == fence then
+      redis.call('HDEL', key('job', id), 'leaving')
+      redis.call('HINCRBY', key('job', id), 'preempted', -1)
+    end
+    return {}
+  end
+  return {now_ms(), last_victim, redis.call('HGETALL', key('job', last_id))}
 end
-reap(pool, tonumber(ARGV[5]), ARGV[6])
+reap(pool, attempts_max, ARGV[6])
+local now = now_ms()
 
-local function somebody_is_idle()
-  for _, other in ipairs(redis.call('ZRANGE', key('replicas', pool), 0, -1)) do
-    local slots = redis.call('HMGET', key('replica', other), 'slots', 'free')
-    if other ~= replica and slots[1] and slots[1] == slots[2] then
-      return true
+local function contender(id, remaining_ms, ...)
+  local got = redis.call('HMGET', key('job', id), 'created_ms', 'est_device_ms', 'left_device_ms',
+    'seq', ...)
+  local created_ms, total_ms = tonumber(got[1]), tonumber(got[2])
+  remaining_ms = remaining_ms or tonumber(got[3])
+  local job = {id = id, seq = tonumber(got[4]), contender = {created_ms, total_ms, remaining_ms},
+    rank = rank(created_ms, total_ms, remaining_ms, now)}
+  return job, unpack(got, 5)
+end
+
+local function goes_first(a, b)
+  if a.rank ~= b.rank then
+    return a.rank < b.rank
+  end
+  return a.seq < b.seq
+end
+
+-- The first few jobs that wait, by rank.
+local function waiting()
+  local seen, jobs = {}, {}
+  for _, order in ipairs(ORDERS) do
+    for _, place in ipairs(redis.call('ZRANGE', key('queued', pool, order.name), 0, HEADS - 1)) do
+      local id = string.match(place, '(%S+)$')
+      if not seen[id] then
+        local job, shape, rows, queued_ms, holder, attempts =
+          contender(id, nil, 'shape', 'rows', 'queued_ms', 'holder', 'attempts')
+        job.shape, job.rows, job.holder = shape, tonumber(rows), holder
+        attempts = tonumber(attempts or 0)
+        job.alone = attempts > 0 and attempts + 1 >= attempts_max
+        job.fresh = now - tonumber(queued_ms) < HOLD_MS
+        seen[id] = true
+        jobs[#jobs + 1] = job
+      end
     end
   end
-  return false
+  table.sort(jobs, goes_first)
+  return jobs
 end
 
-local head = redis.call('ZRANGE', key('queued', pool), 0, 0)
-if not head[1] then
+-- The runs of this replica, by rank; and whether one is on its way out, so that its slot gets free.
+local function resident()
+  local runs, leaving = {}, false
+  for _, each in ipairs(room.runs) do
+    if fence_holds(each.id, tostring(each.fence)) then
+      local run, shape, rows, leased_ms, preempted, leaves =
+        contender(each.id, each.left_ms, 'shape', 'rows', 'leased_ms', 'preempted', 'leaving')
+      leaving = leaving or leaves == tostring(each.fence)
+      run.fence, run.shape, run.rows = each.fence, shape, tonumber(rows)
+      run.ran_ms, run.preempted = now - tonumber(leased_ms), tonumber(preempted or 0)
+      run.denoises, run.switch_ms = each.denoises, each.switch_ms
+      runs[#runs + 1] = run
+    else
+      leaving = true
+    end
+  end
+  table.sort(runs, goes_first)
+  return runs, leaving
+end
+
+local function is_idle(other)
+  local said = redis.call('ZSCORE', key('idle', pool), other)
+  return said and now - said <= SILENCE_MS
+end
+
+local function another_is_idle()
+  local n = redis.call('ZCOUNT', key('idle', pool), now - SILENCE_MS, '+inf')
+  return n > (is_idle(replica) and 1 or 0)
+end
+
+-- 'cheap' or 'dear' if the job would be run at once among these runs. One that has no steps left is
+-- soon out of the way.
+local function joins(job, runs)
+  local lead, rows = nil, 0
+  for _, run in ipairs(runs) do
+    if run.denoises then
+      lead = lead or run
+      rows = rows + (run.shape == lead.shape and run.rows or 0)
+    end
+  end
+  if lead and lead.shape == job.shape then
+    local limits = room.shapes[job.shape]
+    if rows + job.rows <= limits.cheap then
+      return 'cheap'
+    elseif rows + job.rows <= limits.most then
+      return 'dear'
+    end
+  end
+  return (not lead or goes_first(job, lead)) and 'dear'
+end
+
+local function left_to_another(job, runs, how)
+  if not job.fresh then
+    return false
+  end
+  local held = job.holder and job.holder ~= '' and job.holder ~= replica
+  if #runs == 0 then
+    return held and is_idle(job.holder)
+  end
+  return held or (how ~= 'cheap' and another_is_idle())
+end
+
+local function empties_here()
+  local by = redis.call('GET', key('emptying', pool))
+  if by and by ~= replica then
+    return false
+  end
+  redis.call('SET', key('emptying', pool), replica, 'EX', EMPTYING_S)
+  return true
+end
+
+local function first_that_joins(runs)
+  for _, job in ipairs(waiting()) do
+    if job.alone and (#runs > 0 or room.delivering > 0) then
+      if empties_here() then
+        return
+      end
+    else
+      local how = joins(job, runs)
+      if how and not left_to_another(job, runs, how) then
+        return job
+      end
+    end
+  end
+end
+
+-- When the next slot of this pool gets free by itself. A run that only stores its clip has none.
+local function free_in_ms()
+  local least
+  for _, id in ipairs(redis.call('ZRANGE', key('leased', pool), 0, RUNNING - 1)) do
+    local remaining_ms, phase, fence, leaves =
+      unpack(redis.call('HMGET', key('job', id), 'remaining_ms', 'phase', 'fence', 'leaving'))
+    if phase ~= 'store' and leaves ~= fence then
+      least = math.min(least or math.huge, tonumber(remaining_ms))
+    end
+  end
+  return least or 0
+end
+
+-- The job to run in the place of which run, or nothing.
+local function swap(runs)
+  local victim
+  local jobs, others = waiting(), {}
+  for i = #runs, 1, -1 do
+    local run = runs[i]
+    if not victim and run.denoises and run.ran_ms >= room.quantum_ms
+        and run.preempted < PREEMPTIONS_MAX then
+      victim = run
+    else
+      table.insert(others, 1, run)
+    end
+  end
+  if not victim or not jobs[1] or not goes_first(jobs[1], victim) then
+    return
+  end
+  local free_ms = free_in_ms()
+  for _, job in ipairs(jobs) do
+    if job.alone then
+      return
+    end
+    local worth = worth_preempting(job.contender, victim.contender, now, free_ms, victim.ran_ms,
+      victim.preempted, room.quantum_ms, victim.switch_ms)
+    if worth and joins(job, others) and not left_to_another(job, runs, 'dear') then
+      return job, victim
+    end
+  end
+end
+
+local function grant(id, victim)
+  dequeue(id, pool)
+  redis.call('ZREM', key('idle', pool), replica)
+  local fence = redis.call('INCR', key('fence'))
+  redis.call('HSET', key('job', id), 'state', 'in_progress', 'replica', replica,
+    'fence', fence, 'phase', 'encode', 'leased_ms', now, 'holder', '',
+    'remaining_ms', job_field(id, 'left_device_ms'),
+    'step', job_field(id, 'checkpoint_step') or 0)
+  redis.call('HINCRBY', key('job', id), 'attempts', 1)
+  redis.call('HSETNX', key('job', id), 'started_ms', now)
+  lease_until(id, pool, now + lease_ms)
+  redis.call('SET', key('last_lease', replica),
+    table.concat({token, id, fence, victim}, ' '), 'EX', 3600)
+  return {now, victim, redis.call('HGETALL', key('job', id))}
+end
+
+local runs, leaving = resident()
+if room.free > 0 then
+  local job = first_that_joins(runs)
+  return job and grant(job.id, '-') or {}
+elseif leaving then
   return {}
 end
-local age_ms = now_ms() - tonumber(job_field(head[1], 'created_ms'))
-if ARGV[7] == '1' and age_ms < HOLD_MS and somebody_is_idle() then
+local job, victim = swap(runs)
+if not job then
   return {}
 end
-redis.call('ZREM', key('queued', pool), head[1])
-local id, now, fence = head[1], now_ms(), redis.call('INCR', key('fence'))
-redis.call('HSET', key('job', id), 'state', 'in_progress', 'replica', replica,
-  'fence', fence, 'phase', 'encode',
-  'remaining_ms', job_field(id, 'est_device_ms'),
-  'step', job_field(id, 'checkpoint_step') or 0)
-redis.call('HINCRBY', key('job', id), 'attempts', 1)
-redis.call('HSETNX', key('job', id), 'started_ms', now)
-lease_until(id, pool, now + lease_ms)
-redis.call('SET', key('last_lease', replica), token .. ' ' .. id .. ' ' .. fence, 'EX', 3600)
-return redis.call('HGETALL', key('job', id))
+redis.call('HINCRBY', key('job', victim.id), 'preempted', 1)
+redis.call('HSET', key('job', victim.id), 'leaving', victim.fence)
+count(pool, 'preempted')
+return grant(job.id, victim.id .. '/' .. victim.fence)

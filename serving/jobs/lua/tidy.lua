@@ -7,8 +7,8 @@ local now = now_ms()
 
 for _, pool in ipairs(redis.call('SMEMBERS', key('pools'))) do
   reap(pool, attempts_max, lost_error)
-  -- Jobs wait in order of submission, so those that waited longest are at the head. One that ran
-  -- and came back has been given a replica, and is not given up for having been old.
+  -- Those that have waited longest are at the head. One that ran and came back has been given a
+  -- replica, and is not given up for having been old.
   for _, id in ipairs(redis.call('ZRANGE', key('queued', pool), 0, 99)) do
     local got = redis.call('HMGET', key('job', id), 'created_ms', 'started_ms')
     if now - tonumber(got[1]) < queue_ttl_ms then
@@ -21,6 +21,7 @@ for _, pool in ipairs(redis.call('SMEMBERS', key('pools'))) do
   for _, replica in ipairs(redis.call('ZRANGE', key('replicas', pool), 0, -1)) do
     if redis.call('EXISTS', key('replica', replica)) == 0 then
       redis.call('ZREM', key('replicas', pool), replica)
+      redis.call('ZREM', key('idle', pool), replica)
     end
   end
 end

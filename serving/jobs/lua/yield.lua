@@ -1,10 +1,11 @@
--- yield(id, fence, pool) -> 1, or 0 when the fence is stale
--- Hands a running job back to its place in the queue. A yield is not an attempt.
+-- yield(id, fence, pool, holder) -> 1, or 0 when the fence is stale
+-- Hands a running job back to the queue. A yield is not an attempt. holder: the replica, if it keeps
+-- the checkpoint in memory, or ''.
 local id, fence, pool = ARGV[1], ARGV[2], ARGV[3]
 if not fence_holds(id, fence) then
   return 0
 end
 redis.call('HINCRBY', key('job', id), 'attempts', -1)
 count(pool, 'yielded')
-requeue(id, pool)
+requeue(id, pool, ARGV[4])
 return 1

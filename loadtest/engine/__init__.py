@@ -1,0 +1,9 @@
+"""`reelserve bench engine`: how fast the step engine is, in one process, without Ray and Redis.
+
+``work`` is what is run and how, ``timing`` turns repetitions into figures, ``figures`` has one
+function for each figure of the report.
+"""
+
+from loadtest.engine.figures import bench_engine
+
+__all__ = ["bench_engine"]

@@ -1,0 +1,126 @@
+"""The engine's benchmark: its arithmetic, and that it finds outputs that agree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from loadtest.engine import figures
+from loadtest.engine.figures import TARGETS, Plan, bench_engine, judged
+from loadtest.engine.timing import in_turns, speed_up, step_cost, typical_s
+from loadtest.engine.work import SHAPES, Bench, Driver, clip, mixed_clips
+from serving.plan.catalog import Model, load_model
+
+TINY = Plan(
+    jobs=3,
+    batch_tokens=(4,),
+    alone_tokens=(4,),
+    checkpoint_tokens=(4,),
+    repeats=1,
+    alone_repeats=1,
+    alone_steps=2,
+    yields=1,
+)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Model:
+    return load_model(Path("deployments/catalog/demo-wan.yaml"))
+
+
+def test_measured_and_baseline_take_turns_after_one_that_does_not_count() -> None:
+    calls: list[str] = []
+
+    def call(name: str) -> int:
+        calls.append(name)
+        return len(calls)
+
+    baseline, measured = in_turns(lambda: call("a"), lambda: call("b"), 2)
+    assert calls == ["a", "b"] * 3
+    assert (baseline, measured) == ([3, 5], [4, 6])
+
+
+def test_a_speed_up_compares_neighbours_in_time() -> None:
+    # A machine that is half as fast for the second pair changes nothing.
+    found = speed_up([4.0, 8.0, 5.0], [1.0, 2.0, 2.0])
+    assert (found["median"], found["min"], found["max"]) == (4.0, 2.5, 4.0)
+    assert (found["baseline_s"], found["measured_s"]) == (4.0, 1.0)
+
+
+def test_a_step_costs_what_the_best_repetition_shows_with_all_its_steps() -> None:
+    assert typical_s([[1.0, 3.0], [9.0, 1.0]]) == 2.0
+    assert step_cost([[1.0, 1.0]], [[1.0, 2.0], [5.0, 5.0]]) == 1.5
+
+
+def test_the_clips_have_the_tokens_they_stand_for(shipped: Model) -> None:
+    for tokens in SHAPES:
+        assert clip(tokens, steps=1).tokens(shipped) == tokens
+    clips = mixed_clips(4, 16)
+    assert {each.steps for each in clips} == set(range(4, 13))
+    assert len({each.guidance_scale for each in clips}) > 4
+    assert len({(each.prompt, each.seed) for each in clips}) == 16
+
+
+def test_targets_are_judged_where_there_is_a_figure() -> None:
+    value: dict[str, Any] = {
+        name: {} if isinstance(each, dict) else 6.0 for name, each in TARGETS.items()
+    }
+    value["vs_raw_loop"] = {4: 6.0, 32: 3.4}
+    value["checkpoint_slowdown"] = {320: 0.021}
+    verdicts = judged(value)
+    assert {name: verdict["met"] for name, verdict in verdicts.items()} == {
+        "vs_raw_loop at 4 tokens": True,
+        "vs_raw_loop at 32 tokens": False,
+        "checkpoint_slowdown at 320 tokens": False,
+        "yield_ms_beyond_step": False,
+    }
+
+
+def test_a_small_run_finds_outputs_that_agree(shipped: Model) -> None:
+    said: list[str] = []
+    value = bench_engine(shipped, TINY, said.append)
+    assert value["outputs"]["agree"], value["outputs"]
+    assert 0 < value["outputs"]["max_abs_difference"] < 1e-4
+    for name in ("vs_raw_loop", "overhead_ratio_b1", "lone_job_ratio"):
+        assert value[name][4] > 0
+    assert value["yield_ms_beyond_step"] > 0
+    assert value["mode"]["rows"] == shipped.batch.rows
+    assert len(said) == 5
+
+
+def test_a_run_in_the_engine_is_as_long_as_its_steps(shipped: Model) -> None:
+    bench = Bench(shipped)
+    spec = clip(4, steps=3)
+    assert len(bench.by_hand(spec)) == 3
+    with Driver.of(bench.family()) as driver:
+        assert len(driver.steps_s(spec)) == 3
+
+
+def test_the_command_prints_one_json_value_and_fails_if_outputs_disagree(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from deployments.cli.main import app
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(Plan, "quick", classmethod(lambda cls: TINY))
+    try:
+        value = _json(["bench", "engine", "--quick", "--json"], app, exit_code=0)
+        assert value["outputs"]["agree"] is True
+        assert value["vs_raw_loop"].keys() == {"4"}
+        monkeypatch.setattr(figures, "TOLERANCE", 0.0)
+        assert not _json(["bench", "engine", "--quick", "--json"], app, 1)["outputs"]["agree"]
+        table = CliRunner().invoke(app, ["bench", "engine", "--quick"])
+        assert "DISAGREE" in table.stdout
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _json(arguments: list[str], app: Any, exit_code: int) -> Any:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == exit_code, result.output
+    return json.loads(result.stdout)
