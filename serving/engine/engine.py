@@ -210,7 +210,7 @@ class Engine:
         leaving = [run for run in ready if run.leave is not None]
         unsettled = [run for run in ready if run.unsettled]
         joining = [run for run in ready if run.state is None]
-        suspects = [run for run in ready if run.alone]
+        suspects = [run for run in ready if run.alone and run.steps_left]
         if first := (leaving or unsettled or joining or suspects)[:1]:
             return first
         if not ready[0].steps_left:  # each clip half decoded holds the decoder's memory

@@ -16,6 +16,7 @@ from typing import Any
 import av
 import pytest
 import pytest_asyncio
+import torch
 from PIL import Image
 
 from deployments.housekeeping import collect_garbage
@@ -252,6 +253,37 @@ async def test_a_hung_engine_makes_its_worker_unhealthy(
 
         await until(unhealthy)
         hanging.let_go.set()
+
+
+class Lost(Broken):
+    """Its device is lost at the first step."""
+
+    def step(self, batch: Sequence[Denoising]) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_worker_whose_engine_is_dead_does_not_wait_for_it(
+    demo_model: Model, family: Family, cell: Cell, queue: JobQueue, store: ArtifactStore
+) -> None:
+    limits = JobSettings(lease_s_min=LEASE_S)
+    worker = Worker(demo_model, Lost(family), cell, store, "r1", limits)
+    serving = asyncio.create_task(worker.run())
+    job = await submit(queue)
+
+    async def dead() -> bool:
+        try:
+            worker.check()
+        except RuntimeError as error:
+            return "dead" in str(error)
+        return False
+
+    await until(dead)
+    async with asyncio.timeout(60):
+        await worker.drain(600)
+    serving.cancel()
+    # Its lease runs out, which counts as an attempt.
+    assert (await queue.get(job.id, user="ann")).state is State.IN_PROGRESS
 
 
 async def test_jobs_that_share_a_batch_give_the_bytes_they_give_alone(

@@ -298,6 +298,23 @@ def test_unlike_jobs_share_every_forward_and_leave_one_by_one(
     assert driver.forwards == [8] * 7
 
 
+def test_one_run_of_a_forward_leads_it(drivers: Callable[..., Driver]) -> None:
+    driver = drivers(rows=8)
+    for name, each in MIX.items():
+        driver.engine.submit(name, each)
+    driver.engine.start()
+    leads = ended = 0
+    while ended < len(MIX):
+        match driver.any():
+            case Stepped(leads=True, rows=rows):
+                leads += 1
+                assert rows <= 8
+            case Denoised(run_id=run_id):
+                ended += 1
+                driver.engine.kept(run_id)
+    assert leads == len(driver.forwards)
+
+
 def test_a_jobs_bits_depend_on_neither_neighbours_nor_place(
     drivers: Callable[..., Driver],
 ) -> None:
@@ -526,6 +543,34 @@ def test_others_are_denoised_while_a_clip_is_decoded() -> None:
     assert driver.next(Decoded).run_id == "a"
     assert driver.engine.close(WAIT_S)
     assert driver.engine.busy_s == 0
+
+
+def test_memory_that_another_thread_holds_is_waited_for() -> None:
+    driver = Driver(CheckpointPolicy(every_s=3600), BatchPolicy(), decode_beside=True)
+    step, decode, stepping = driver.family.step, driver.family.decode, threading.Event()
+
+    def hungry_step(batch: Sequence[Denoising]) -> None:
+        stepping.set()
+        time.sleep(0.02)
+        step(batch)
+        stepping.clear()
+
+    def hungry_decode(run: Denoising) -> Iterator[Frames]:
+        if stepping.wait(0.1):
+            torch.empty(2**60)
+        yield from decode(run)
+
+    driver.family.step = hungry_step  # type: ignore[method-assign]
+    driver.family.decode = hungry_decode  # type: ignore[method-assign]
+    driver.engine.start()
+    driver.engine.submit("long", spec(steps=500))
+    driver.next(Stepped)
+    now_ms = int(time.monotonic() * 1000)
+    driver.engine.submit("a", spec(steps=1), contender=Contender(now_ms - 10**9, 0, 0))
+    driver.engine.kept(driver.next(Denoised).run_id)
+    assert driver.next(Decoded).run_id == "a"
+    driver.engine.drop("long")
+    assert driver.engine.close(WAIT_S)
 
 
 def test_a_clip_leaves_between_two_chunks_of_its_decoding() -> None:
