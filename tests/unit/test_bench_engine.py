@@ -90,7 +90,7 @@ def test_a_small_run_finds_outputs_that_agree(shipped: Model) -> None:
         assert value[name][4] > 0
     assert value["yield_ms_beyond_step"] > 0
     assert value["mode"]["rows"] == shipped.batch.rows
-    assert len(said) == 5
+    assert len(said) == 6, "one line for each figure"
 
 
 def test_a_run_in_the_engine_is_as_long_as_its_steps(shipped: Model) -> None:

@@ -51,10 +51,9 @@ def test_the_compiler_is_allowed_every_shape_of_the_catalog(demo_model: Model) -
     fps = limits.fps.model_copy(update={"min": 8, "default": 8, "max": 9})
     video = limits.model_copy(update={**one, "fps": fps})
     model = demo_model.model_copy(update={"video": video, "batch": BatchPolicy(rows=8)})
-    # 8, 9, 16 and 18 frames: 3, 3, 5 and 6 latent ones.
-    assert shapes(model) == 2 * 3
-    fast = BatchPolicy(rows=8, reproducible="fast")  # and 1, 2, 4 or 8 rows
-    assert shapes(model.model_copy(update={"batch": fast})) == 2 * 3 * 4
+    # 8, 9, 16 and 18 frames: 3, 3, 5 and 6 latent ones; and 1, 2, 4 or 8 rows, under strict
+    # because a device without memory halves them.
+    assert shapes(model) == 2 * 3 * 4
 
 
 @pytest.mark.parametrize("offload", ["sequential", "group"])
