@@ -38,6 +38,14 @@ def step_cost(baseline: Sequence[Sequence[float]], measured: Sequence[Sequence[f
     return typical_s(measured) / typical_s(baseline)
 
 
+def slowdown(baseline: Sequence[Sequence[float]], measured: Sequence[Sequence[float]]) -> float:
+    """Share that the steps take longer: the median over pairs of repetitions, for what is smaller
+    than the noise of one."""
+    pairs = zip(baseline, measured, strict=True)
+    ratios = [statistics.fmean(slow) / statistics.fmean(fast) for fast, slow in pairs]
+    return statistics.median(ratios) - 1
+
+
 def typical_s(repetitions: Sequence[Sequence[float]]) -> float:
     """Seconds of a step in the best repetition: a neighbour only ever adds time.
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from serving.models.family import Denoising
 from serving.plan.clip import ClipSpec
@@ -27,6 +27,16 @@ MAGIC = b"RSCKPT"
 VERSION = 1
 _HEAD = struct.Struct(f"<{len(MAGIC)}sH32s")
 _LATENTS = "latents"
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 @dataclass(frozen=True)
@@ -123,8 +133,33 @@ def pack(snapshot: Snapshot) -> bytes:
             "solver": snapshot.solver,
         }
     )
-    payload = save(dict(snapshot.tensors), metadata={"header": header})
-    return _HEAD.pack(MAGIC, VERSION, hashlib.sha256(payload).digest()) + payload
+    payload = _safetensors(snapshot.tensors, header)
+    checksum = hashlib.sha256()
+    for part in payload:
+        checksum.update(part)
+    return b"".join([_HEAD.pack(MAGIC, VERSION, checksum.digest()), *payload])
+
+
+def _safetensors(tensors: Mapping[str, torch.Tensor], header: str) -> list[bytes | memoryview]:
+    """The parts of a safetensors file (github.com/huggingface/safetensors, "Format").
+
+    The library's writer copies everything twice while steps wait for the core it takes; these are
+    views. Its reader checks them.
+    """
+    layout: dict[str, Any] = {"__metadata__": {"header": header}}
+    views = []
+    end = 0
+    for name, tensor in tensors.items():
+        views.append(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        start, end = end, end + tensor.nbytes
+        layout[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(layout).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, *views]
 
 
 def unpack(data: bytes, spec: ClipSpec, fingerprint: str) -> Snapshot:
