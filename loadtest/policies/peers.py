@@ -7,13 +7,14 @@ leaves something to its operator, the choice is one that is good for it.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Hashable, Sequence
 
 from loadtest.policies.work import Job
 
 
-class Waves:
+class Waves(ABC):
     """Calls of a pipeline: jobs that begin together are handed out together, and nobody joins.
 
     A job that has done its steps leaves the forward, which is then cheaper.
@@ -23,9 +24,9 @@ class Waves:
         self.waiting: deque[Job] = deque()
         self._wave: list[Job] = []
 
+    @abstractmethod
     def form(self, now_s: float) -> list[Job]:
         """The next wave, taken out of ``waiting``; empty to go on waiting."""
-        raise NotImplementedError
 
     def arrive(self, job: Job) -> None:
         self.waiting.append(job)

@@ -65,6 +65,23 @@ def test_a_run_resumed_at_any_step_gives_the_same_bits(solver: str) -> None:
         assert torch.equal(resumed.latents, expected), f"resumed at step {step}"
 
 
+def test_a_solver_step_that_failed_may_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = family_with("dpm++")
+    expected = advanced(family).latents
+    run = advanced(family, 3)
+    with monkeypatch.context() as broken:
+        # The library shifts the history before this.
+        broken.setattr(
+            type(run.scheduler), "multistep_dpm_solver_second_order_update", lambda *_, **__: 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            family.step([run])
+    assert run.step == 3
+    while not run.done:
+        family.step([run])
+    assert torch.equal(run.latents, expected)
+
+
 def test_a_snapshot_is_a_copy() -> None:
     family = family_with("unipc")
     run = advanced(family, 2)
