@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from loadtest.engine.timing import in_turns, slowdown, speed_up, step_cost, typical_s
+from loadtest.engine.timing import in_turns, share_of_laden, speed_up, step_cost, typical_s
 from loadtest.engine.work import NO_CHECKPOINTS, Bench, Driver, clip, mixed_clips
 from serving.plan.catalog import BatchPolicy, CheckpointPolicy, Model, PreviewPolicy
 
@@ -43,15 +43,15 @@ class Plan:
     repeats: int = 5
     alone_repeats: int = 8
     alone_steps: int = 12
+    laden_steps: int = 100
+    laden_runs: int = 5
     yields: int = 20
-
-    def pairs(self, tokens: int) -> int:
-        """Repetitions where a percent counts; long steps are steadier than short ones."""
-        return self.alone_repeats * (3 if tokens <= 320 else 1)
 
     @classmethod
     def quick(cls) -> Plan:
-        return cls(repeats=2, alone_repeats=3, alone_steps=8, yields=8)
+        return cls(
+            repeats=2, alone_repeats=3, alone_steps=8, laden_steps=16, laden_runs=2, yields=8
+        )
 
 
 def bench_engine(model: Model, plan: Plan, tell: Tell) -> dict[str, Any]:
@@ -181,35 +181,26 @@ def _lone_job(bench: Bench, plan: Plan, tokens: int, tell: Tell) -> float:
 
 
 def _checkpoints(bench: Bench, plan: Plan, tokens: int, tell: Tell) -> float:
-    """One job that is saved after every step and packed beside it, against one that never is."""
-    often = CheckpointPolicy(every_s=NO_CHECKPOINTS.every_s, every_steps=1)
-    spec = clip(tokens, steps=plan.alone_steps)
-    with (
-        Driver.of(bench.family()) as never,
-        Driver.of(bench.family(), often) as always,
-    ):
-        share = slowdown(
-            *in_turns(lambda: never.steps_s(spec), lambda: always.steps_s(spec), plan.pairs(tokens))
-        )
-    tell(f"{tokens} tokens: {share:.1%} longer with a checkpoint after every step")
+    """A snapshot after every other step, packed beside the next, against the steps between."""
+    policy = CheckpointPolicy(every_s=NO_CHECKPOINTS.every_s, every_steps=2, bytes_per_s=1e12)
+    spec = clip(tokens, steps=plan.laden_steps)
+    with Driver.of(bench.family(), policy) as driver:
+        share = share_of_laden(driver.timed_steps(spec) for _ in range(plan.laden_runs))
+    tell(f"{tokens} tokens: a step takes {share:.1%} longer with a checkpoint")
     return round(share, 4)
 
 
 def _previews(bench: Bench, plan: Plan, tokens: int, tell: Tell) -> float:
-    """One job that is shown every few steps, against one that never is. The engine makes the
-    pictures; the JPEG is made elsewhere."""
-    often = PreviewPolicy(every_s=NO_CHECKPOINTS.every_s, every_steps=PREVIEW_STEPS)
-    spec = clip(tokens, steps=plan.alone_steps)
+    """A picture every few steps, against the steps beside those, spread over all. The engine makes
+    the pictures; the JPEG is made elsewhere."""
+    policy = PreviewPolicy(every_s=NO_CHECKPOINTS.every_s, every_steps=PREVIEW_STEPS)
+    spec = clip(tokens, steps=plan.laden_steps)
     family = bench.family()
     family.fit_previews()
-    with (
-        Driver.of(bench.family()) as never,
-        Driver.of(family, previews=often) as always,
-    ):
-        share = slowdown(
-            *in_turns(lambda: never.steps_s(spec), lambda: always.steps_s(spec), plan.pairs(tokens))
-        )
-    tell(f"{tokens} tokens: {share:.1%} longer with previews")
+    with Driver.of(family, previews=policy) as driver:
+        share = share_of_laden(driver.timed_steps(spec) for _ in range(plan.laden_runs))
+    share /= PREVIEW_STEPS
+    tell(f"{tokens} tokens: {share:.2%} longer with a preview every {PREVIEW_STEPS} steps")
     return round(share, 4)
 
 

@@ -6,7 +6,7 @@ What is measured and its baseline take turns, so that both meet the same neighbo
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,10 +15,18 @@ T = TypeVar("T")
 def in_turns(
     baseline: Callable[[], T], measured: Callable[[], T], repeats: int
 ) -> tuple[list[T], list[T]]:
-    """Results of both, after one run of each to warm up that does not count."""
+    """Results of both, after one run of each to warm up that does not count.
+
+    Each goes first every other time, so that neither is always the one after a pause.
+    """
     baseline(), measured()
-    pairs = [(baseline(), measured()) for _ in range(repeats)]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    before: list[T] = []
+    after: list[T] = []
+    for number in range(repeats):
+        turns = [(before, baseline), (after, measured)]
+        for results, run in turns if number % 2 == 0 else reversed(turns):
+            results.append(run())
+    return before, after
 
 
 def speed_up(baseline_s: Sequence[float], measured_s: Sequence[float]) -> dict[str, float]:
@@ -38,12 +46,22 @@ def step_cost(baseline: Sequence[Sequence[float]], measured: Sequence[Sequence[f
     return typical_s(measured) / typical_s(baseline)
 
 
-def slowdown(baseline: Sequence[Sequence[float]], measured: Sequence[Sequence[float]]) -> float:
-    """Share that the steps take longer: the median over pairs of repetitions, for what is smaller
-    than the noise of one."""
-    pairs = zip(baseline, measured, strict=True)
-    ratios = [statistics.fmean(slow) / statistics.fmean(fast) for fast, slow in pairs]
-    return statistics.median(ratios) - 1
+def share_of_laden(runs: Iterable[Sequence[tuple[float, bool]]]) -> float:
+    """How much longer steps take that carry something, as a share: the median over them of each to
+    the two beside it. One percent shows only between neighbours, in one engine: of two that live
+    at once, one gets a second malloc arena, whose pages it gives back and takes again at every
+    step, and that alone makes long steps 3% longer.
+    """
+    return statistics.median(
+        2 * seconds / (before + after) - 1
+        for steps in runs
+        for (before, _), (seconds, laden), (after, _) in _threes(steps)
+        if laden
+    )
+
+
+def _threes(steps: Sequence[T]) -> Iterable[tuple[T, T, T]]:
+    return zip(steps, steps[1:], steps[2:], strict=False)
 
 
 def typical_s(repetitions: Sequence[Sequence[float]]) -> float:

@@ -20,6 +20,7 @@ from serving.engine import (
     Engine,
     Event,
     Failed,
+    Previewed,
     Saved,
     Stepped,
     Yielded,
@@ -228,23 +229,32 @@ class Driver:
 
         Snapshots are packed beside the steps, as a replica does before it stores them.
         """
+        return [seconds for seconds, _ in self.timed_steps(spec)]
+
+    def timed_steps(self, spec: ClipSpec) -> list[tuple[float, bool]]:
+        """Likewise, and whether a snapshot or a picture was made at the boundary it began with."""
         run_id = self.submit(spec)
-        ends: list[float] = []
+        steps: list[tuple[float, bool]] = []
+        began, laden = 0.0, False
         while True:
             at, event = self.next()
             match event:
                 case Began():
-                    ends = [at]
+                    began = at
                 case Stepped(step=step) if step < spec.steps:
-                    ends.append(at)
+                    steps.append((at - began, laden))
+                    began, laden = at, False
+                case Previewed():
+                    laden = True
                 case Saved(snapshot=snapshot):
+                    laden = True
                     pack(snapshot)
                     self.engine.kept(run_id)
                 case Denoised():  # what follows the last step counts as part of it
-                    ends.append(at)
+                    steps.append((at - began, laden))
                     self.engine.drop(run_id)
                 case Dropped():
-                    return _between(ends)
+                    return steps
 
     def yield_s_beyond_step(self, spec: ClipSpec, delay_s: float) -> float:
         """How long after the end of the step in progress a clip had left that was told to."""

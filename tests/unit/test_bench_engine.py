@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from loadtest.engine import figures
 from loadtest.engine.figures import TARGETS, Plan, bench_engine, judged
-from loadtest.engine.timing import in_turns, speed_up, step_cost, typical_s
+from loadtest.engine.timing import in_turns, share_of_laden, speed_up, step_cost, typical_s
 from loadtest.engine.work import SHAPES, Bench, Driver, clip, mixed_clips
-from serving.plan.catalog import Model, load_model
+from serving.plan.catalog import CheckpointPolicy, Model, load_model
 
 TINY = Plan(
     jobs=3,
@@ -24,6 +24,8 @@ TINY = Plan(
     repeats=1,
     alone_repeats=1,
     alone_steps=2,
+    laden_steps=6,
+    laden_runs=1,
     yields=1,
 )
 
@@ -33,7 +35,7 @@ def shipped() -> Model:
     return load_model(Path("deployments/catalog/demo-wan.yaml"))
 
 
-def test_measured_and_baseline_take_turns_after_one_that_does_not_count() -> None:
+def test_measured_and_baseline_go_first_in_turn_after_a_run_that_does_not_count() -> None:
     calls: list[str] = []
 
     def call(name: str) -> int:
@@ -41,8 +43,8 @@ def test_measured_and_baseline_take_turns_after_one_that_does_not_count() -> Non
         return len(calls)
 
     baseline, measured = in_turns(lambda: call("a"), lambda: call("b"), 2)
-    assert calls == ["a", "b"] * 3
-    assert (baseline, measured) == ([3, 5], [4, 6])
+    assert calls == ["a", "b", "a", "b", "b", "a"]
+    assert (baseline, measured) == ([3, 6], [4, 5])
 
 
 def test_a_speed_up_compares_neighbours_in_time() -> None:
@@ -99,6 +101,18 @@ def test_a_run_in_the_engine_is_as_long_as_its_steps(shipped: Model) -> None:
     assert len(bench.by_hand(spec)) == 3
     with Driver.of(bench.family()) as driver:
         assert len(driver.steps_s(spec)) == 3
+
+
+def test_steps_that_carry_a_snapshot_are_told_from_those_that_do_not(shipped: Model) -> None:
+    policy = CheckpointPolicy(every_s=3600, every_steps=2)
+    with Driver.of(Bench(shipped).family(), policy) as driver:
+        steps = driver.timed_steps(clip(4, steps=7))
+    assert [laden for _, laden in steps] == [False, False, True, False, True, False, True]
+
+
+def test_the_share_of_what_is_carried_is_judged_between_neighbours() -> None:
+    drifting = [(1.0, False), (1.65, True), (2.0, False), (2.75, True), (3.0, False), (9.0, True)]
+    assert share_of_laden([drifting]) == pytest.approx(0.1)
 
 
 def test_the_command_prints_one_json_value_and_fails_if_outputs_disagree(
