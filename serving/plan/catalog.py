@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from serving.plan.classes import DEFAULT_POLICIES, ClassPolicy, ServiceClass
 from serving.plan.errors import ConfigError, InvalidRequest
 
 SIZE = re.compile(r"^([1-9]\d{0,4})x([1-9]\d{0,4})$")
@@ -283,6 +284,27 @@ class Model(_Strict):
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     preview: PreviewPolicy | None = Field(PreviewPolicy(), description="null for none")
     batch: BatchPolicy = BatchPolicy()
+    classes: Annotated[
+        dict[ServiceClass, ClassPolicy], BeforeValidator(lambda given: _with_defaults(given))
+    ] = Field(dict(DEFAULT_POLICIES), description="what jobs of each class may count on")
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Model:
+        if sum(policy.share for policy in self.classes.values()) > 1 + 1e-9:
+            raise ValueError("classes: their shares add up to more than 1")
+        return self
+
+
+def _with_defaults(given: object) -> object:
+    """What a catalog entry says of a class, over what holds where it says nothing."""
+    if not isinstance(given, Mapping):
+        return given
+    named = {str(name): value for name, value in given.items()}
+    for name, policy in DEFAULT_POLICIES.items():
+        said = named.get(name, {})
+        if isinstance(said, Mapping):
+            named[name] = {**policy.model_dump(), **said}
+    return named
 
 
 class Catalog:

@@ -7,7 +7,12 @@
     │   ├── NotPermitted          403  a key, or a signed URL, that may not do this
     │   ├── NotFound              404  no such thing, or it belongs to somebody else
     │   ├── PayloadTooLarge       413  the body is larger than the limit
-    │   └── QueueFull             429  the pool holds as many jobs as it may
+    │   ├── IdempotencyMismatch   422  the key was used before, with another body
+    │   └── Refused               429  there is no room for it now; it says when there will be
+    │       ├── RateLimited           too many submissions in a minute
+    │       ├── QueueFull             the pool holds as many jobs as it may
+    │       ├── TooManyQueued         this user has as many jobs waiting as the tier allows
+    │       └── InsufficientQuota     the allowance is used up; waiting a little does not help
     ├── ServiceUnavailable        503  a part we need is away; try again
     ├── GenerationError           ends a job as failed; never an HTTP error
     │   ├── ModelFailed           the model raised while it made this clip
@@ -92,13 +97,51 @@ class PayloadTooLarge(RequestError):
     code = "request_too_large"
 
 
-class QueueFull(RequestError):
-    """The pool's queue is at its bound."""
+class IdempotencyMismatch(RequestError):
+    """A key stands for one request. Clients do not repeat a 422, as they would a 409."""
+
+    status = 422
+    code = "idempotency_key_reused"
+
+
+class Refused(RequestError):
+    """Not now: ``retry_after_s`` says when to ask again. ``should_retry`` is False where clients
+    that repeat a refused request by themselves would do so in vain."""
 
     status = 429
-    code = "queue_full"
     kind = "rate_limit_error"
     retryable = True
+    should_retry: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(Refused):
+    """More submissions in a minute than the tier allows."""
+
+    code = "rate_limit_exceeded"
+
+
+class QueueFull(Refused):
+    """The pool's queue is at its bound."""
+
+    code = "queue_full"
+
+
+class TooManyQueued(Refused):
+    """The user's jobs that wait are as many as the tier allows."""
+
+    code = "too_many_queued_jobs"
+
+
+class InsufficientQuota(Refused):
+    """The day's allowance is used up, and the tier has nothing beyond it."""
+
+    code = "insufficient_quota"
+    kind = "insufficient_quota"
+    should_retry = False
 
 
 class ServiceUnavailable(ReelserveError):

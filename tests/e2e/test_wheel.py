@@ -15,6 +15,7 @@ import pytest
 from tests.e2e.stacks import clean_env, create, up, wait_for
 
 ROOT = Path(__file__).parents[2]
+ROOMS = ("serving", "quota", "deployments", "loadtest")
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +33,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_carries_every_file_of_its_packages(wheel: Path) -> None:
     files = {
         str(file.relative_to(ROOT))
-        for room in ("serving", "deployments", "loadtest")
+        for room in ROOMS
         for file in (ROOT / room).rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert {"serving/jobs/lua/lease.lua", "deployments/catalog/demo-wan.yaml"} <= files <= inside
-    assert {name.split("/")[0] for name in inside} - {"serving", "deployments", "loadtest"} == {
-        name.split("/")[0] for name in inside if ".dist-info" in name
-    }
+    assert {name.split("/")[0] for name in inside} - {
+        "serving",
+        "quota",
+        "deployments",
+        "loadtest",
+    } == {name.split("/")[0] for name in inside if ".dist-info" in name}
 
 
 def test_it_generates_a_clip_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:

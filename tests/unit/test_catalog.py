@@ -9,6 +9,7 @@ import yaml
 
 from deployments.settings import StackSettings
 from serving.plan.catalog import Catalog, Model, load_catalog, load_model
+from serving.plan.classes import DEFAULT_POLICIES, ClassPolicy, ServiceClass
 from serving.plan.errors import ConfigError, InvalidRequest
 
 BUILTIN = Path(__file__).parents[2] / "deployments" / "catalog"
@@ -57,6 +58,8 @@ def test_an_unknown_name_lists_the_known_ones(demo_model: Model) -> None:
         ({"video": {**entry()["video"], "sizes": {"100x100": None}}}, "size 100x100"),  # type: ignore[dict-item]
         ({"video": {**entry()["video"], "sizes": {"99x96": {"render": "96x96"}}}}, "even sides"),  # type: ignore[dict-item]
         ({"video": {**entry()["video"], "steps": {"default": 9, "min": 1, "max": 5}}}, "steps"),  # type: ignore[dict-item]
+        ({"classes": {"burst": {"share": 0.9}}}, "shares add up to more than 1"),
+        ({"classes": {"gold": {"share": 0.1}}}, "classes"),
     ],
 )
 def test_a_mistake_names_the_file_and_the_field(
@@ -86,3 +89,11 @@ def test_an_operators_folder_replaces_a_shipped_entry(tmp_path: Path) -> None:
     write(tmp_path, entry(description="mine"))
     settings = StackSettings(catalog_dirs=[tmp_path])
     assert settings.catalog().models["demo-wan"].description == "mine"
+
+
+def test_a_class_keeps_what_the_entry_does_not_say(tmp_path: Path) -> None:
+    given = {"standard": {"first_step_s": 60}, "burst": {"share": 0.5}}
+    classes = load_model(write(tmp_path, entry(classes=given))).classes
+    assert classes[ServiceClass.STANDARD] == ClassPolicy(share=0.3, first_step_s=60)
+    assert classes[ServiceClass.BURST] == ClassPolicy(share=0.5, first_step_s=30)
+    assert classes[ServiceClass.RELAXED] == DEFAULT_POLICIES[ServiceClass.RELAXED]
