@@ -15,7 +15,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from deployments.housekeeping import keep_house
 from deployments.settings import StackSettings
-from serving.api import ApiSettings, Keys, Services, UrlSigner
+from quota.settings import QuotaSettings
+from quota.tiers import TierFile
+from serving.api import ApiSettings, Keys, Services, UrlSigner, Users
 from serving.jobs import CELL, Cell, CostReader, CostStore, JobQueue, JobSettings, Upkeep
 from serving.media import ArtifactStore, open_store
 from serving.plan.errors import ConfigError
@@ -68,15 +70,21 @@ async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncItera
     backends = open_backends(settings)
     jobs = JobSettings()
     await backends.cell.check_schema()
+    queue = JobQueue(backends.cell, jobs)
+    quota = QuotaSettings()
+    tiers = TierFile(quota.tiers_path)
     housekeeping = asyncio.create_task(
-        keep_house(Upkeep(backends.cell, jobs), backends.store), name="housekeeping"
+        keep_house(Upkeep(backends.cell, jobs), backends.store, queue, tiers), name="housekeeping"
     )
     try:
         yield Services(
-            queue=JobQueue(backends.cell, jobs),
+            queue=queue,
             store=backends.store,
             keys=Keys(backends.redis, CELL, settings.admin_key),
+            users=Users(backends.redis, CELL, lambda: tiers.current.tiers),
             signer=UrlSigner(backends.redis, CELL, api.content_url_s),
+            tiers=tiers,
+            quota=quota,
             catalog=settings.catalog(),
             settings=api,
             costs=CostReader(CostStore(backends.cell)),

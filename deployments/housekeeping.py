@@ -1,4 +1,5 @@
-"""What an ingress replica does beside answering: leases lapse, old jobs go, garbage is taken out.
+"""What an ingress replica does beside answering: leases lapse, old jobs go, garbage is taken
+out, and an edit of the tiers reaches the queue.
 
 Every ingress replica does it; that is wasteful by a script call a second, and nobody has to be
 elected.
@@ -9,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from serving.jobs import Upkeep
+from quota.tiers import TierFile, Tiers
+from serving.jobs import JobQueue, Upkeep
 from serving.media import ArtifactStore, StoreError
 from serving.plan.errors import ServiceUnavailable
 
@@ -17,14 +19,18 @@ log = logging.getLogger(__name__)
 
 TIDY_S = 1.0
 COLLECT_S = 10.0
+TIERS_S = 1.0
 COLLECT_TOGETHER = 16
 
 
-async def keep_house(upkeep: Upkeep, store: ArtifactStore) -> None:
+async def keep_house(
+    upkeep: Upkeep, store: ArtifactStore, queue: JobQueue, tiers: TierFile
+) -> None:
     """Run until cancelled. A Redis or a store that is away only delays it."""
     async with asyncio.TaskGroup() as group:
         group.create_task(_tidy_forever(upkeep))
         group.create_task(_collect_forever(upkeep, store))
+        group.create_task(apply_tiers_forever(queue, tiers))
 
 
 async def _tidy_forever(upkeep: Upkeep) -> None:
@@ -34,6 +40,20 @@ async def _tidy_forever(upkeep: Upkeep) -> None:
         except ServiceUnavailable as error:
             log.warning("housekeeping: %s", error)
         await asyncio.sleep(TIDY_S)
+
+
+async def apply_tiers_forever(queue: JobQueue, tiers: TierFile) -> None:
+    """Tell the queue what the tiers are, and again when the file changed: leases go by it too."""
+    applied: Tiers | None = None
+    while True:
+        current = tiers.current
+        if current is not applied:
+            try:
+                await queue.apply_tiers(current)
+                applied = current
+            except ServiceUnavailable as error:
+                log.warning("new tiers are not in force yet: %s", error)
+        await asyncio.sleep(TIERS_S)
 
 
 async def _collect_forever(upkeep: Upkeep, store: ArtifactStore) -> None:

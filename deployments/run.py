@@ -102,6 +102,7 @@ class JobRun:
         self._holding = False
         self._step = self.job.checkpoint_step
         self._step_s = 0.0
+        self._spent_s = 0.0
 
     @property
     def lease_s(self) -> float:
@@ -145,7 +146,7 @@ class JobRun:
         left_ms = self._left_ms
         return self.denoises and worth_preempting(
             other,
-            Contender(self.job.created_ms, self.job.est_device_ms, left_ms),
+            Contender(self.job.created_ms, self.job.est_device_ms, left_ms, self.job.seat),
             now_ms,
             free_ms=left_ms,
             ran_ms=1000 * (time.monotonic() - self._began),
@@ -208,10 +209,15 @@ class JobRun:
         finally:
             self._release_engine()
         if result is None:
-            await until_answered(lambda: self._leases.give_back(self.job, holding=self._holding))
+            await until_answered(
+                lambda: self._leases.give_back(
+                    self.job, holding=self._holding, spent_ms=self._spent_ms
+                )
+            )
             return
         result["stages"] = self._stages
-        await until_answered(lambda: self._leases.complete(self.job, result))
+        complete = partial(self._leases.complete, self.job, result, spent_ms=self._spent_ms)
+        await until_answered(complete)
         try:
             await self._remove_leftovers()
         except Exception:
@@ -241,7 +247,8 @@ class JobRun:
     @property
     def _contender(self) -> Contender:
         """By the engine's clock."""
-        return Contender(1000 * self._created_s, self.job.est_device_ms, self._left_ms)
+        job = self.job
+        return Contender(1000 * self._created_s, job.est_device_ms, self._left_ms, job.seat)
 
     async def _write(self, files: ClipFiles, frames: Frames) -> None:
         began = time.perf_counter()
@@ -283,12 +290,12 @@ class JobRun:
             match event:
                 case Began():
                     self._stages["encode_s"], self._step = event.encode_s, event.step
+                    self._spent_s += event.encode_s
                     self._costs.observe_encode(event.encode_s)
                     await self._heartbeat(Phase.DENOISE)
                 case Stepped():
                     self._step, self._step_s = event.step, event.step_s
-                    if event.leads:  # one forward, however many it carried
-                        self._costs.observe_step(self._tokens, event.rows, event.step_s)
+                    self._spend(event)
                     await self._heartbeat_if_due(Phase.DENOISE)
                 case Saved():
                     self._keep(event.snapshot)
@@ -304,6 +311,7 @@ class JobRun:
                 case Decoded():
                     self._stages.setdefault("denoise_s", 0.0)
                     self._stages["decode_s"] = event.decode_s
+                    self._spent_s += event.decode_s
                     pixels = rendered_pixels(self._costs.model, self.job.spec)
                     self._costs.observe_decode(pixels, event.decode_s)
                     return True
@@ -329,6 +337,19 @@ class JobRun:
 
     # Progress.
 
+    def _spend(self, event: Stepped) -> None:
+        step_s = event.step_s
+        # One forward, however many it carried.
+        if event.leads and not self._costs.observe_step(self._tokens, event.rows, step_s):
+            # What compiling takes beside the step is nobody's in particular.
+            step_s = min(step_s, self._estimate.step_s)
+        self._spent_s += step_s * self.job.spec.rows / event.rows
+
+    @property
+    def _spent_ms(self) -> int:
+        """Device time of this lease: of a forward it shared, as much as it had of the rows."""
+        return round(1000 * self._spent_s)
+
     @property
     def _remaining_ms(self) -> int:
         """From this run's own step time once it has one."""
@@ -350,6 +371,7 @@ class JobRun:
                 phase=phase,
                 step=self._step,
                 remaining_ms=self._remaining_ms,
+                spent_ms=self._spent_ms,
             )
         except ServiceUnavailable as error:
             log.warning("%s: heartbeat: %s", self.id, error)
@@ -414,7 +436,8 @@ class JobRun:
 
     async def _fail(self, error: GenerationError) -> None:
         try:
-            await until_answered(lambda: self._leases.fail(self.job, error))
+            fail = partial(self._leases.fail, self.job, error, spent_ms=self._spent_ms)
+            await until_answered(fail)
         except StaleLease:
             # Perhaps by our own completion: then the files are the clip.
             log.warning("%s failed after it was no longer ours: %s", self.id, error)

@@ -23,11 +23,15 @@ from deployments.connections import open_redis
 from deployments.haproxy import end_orphan, haproxy_environment, use_haproxy
 from deployments.redis_server import RedisServer, free_port
 from deployments.settings import StackSettings
-from serving.api.keys import Keys
+from quota.settings import QuotaSettings
+from quota.tiers import load_tiers
+from serving.api import Keys, Users
 from serving.jobs import CELL, Cell, Upkeep
 from serving.plan.errors import ConfigError
 
 LOCAL_USER = "local"
+LOCAL_TIER = "unlimited"
+"""Of the local user when they are made: the machine is their own."""
 START_S_MAX = 1800.0
 """Weights may have to be downloaded first."""
 
@@ -70,6 +74,7 @@ class LocalStack:
 
     def _start(self) -> None:
         catalog = self.settings.catalog()
+        load_tiers(QuotaSettings().tiers_path)  # a mistake shows here rather than in a replica
         self._lock_data_dir()
         self._check_port()
         if "demo-wan" in catalog.models:
@@ -138,11 +143,15 @@ class LocalStack:
         self.settings = self.settings.model_copy(update={"redis_url": SecretStr(url)})
 
     def _open_redis(self) -> None:
-        self.new_admin_key, self.api_key = asyncio.run(self._prepare_redis())
-
-    async def _prepare_redis(self) -> tuple[str | None, str]:
-        """The admin key if one was made just now, and the local user's key, kept in a file."""
         file = self.settings.data_dir / "api-key"
+        kept = file.read_text().strip() if file.exists() else ""
+        self.new_admin_key, self.api_key = asyncio.run(self._prepare_redis(kept))
+        if self.api_key != kept:
+            file.touch(mode=0o600)
+            file.write_text(self.api_key + "\n")
+
+    async def _prepare_redis(self, kept: str) -> tuple[str | None, str]:
+        """The admin key if one was made just now, and the local user's key."""
         redis = open_redis(self.settings)
         try:
             await Cell(redis).check_schema()
@@ -150,12 +159,7 @@ class LocalStack:
                 await Upkeep(Cell(redis)).recover()
             keys = Keys(redis, CELL, self.settings.admin_key)
             admin_key = await keys.make_admin_key()
-            if file.exists() and await keys.knows(text := file.read_text().strip()):
-                return admin_key, text
-            _, text = await keys.create(LOCAL_USER)
-            file.touch(mode=0o600)
-            file.write_text(text + "\n")
-            return admin_key, text
+            return admin_key, await local_key(Users(redis, CELL), keys, kept)
         finally:
             await redis.aclose()
 
@@ -260,6 +264,16 @@ class LocalStack:
         import ray
 
         return Path(ray._private.worker._global_node.get_logs_dir_path())
+
+
+async def local_key(users: Users, keys: Keys, kept: str) -> str:
+    """The local user's key: the one that was kept, if it works, or a new one. The user is made
+    if there is none; what the operator has set for them stays."""
+    await users.introduce(LOCAL_USER, LOCAL_TIER)
+    if await keys.knows(kept):
+        return kept
+    _, key = await keys.create(LOCAL_USER)
+    return key
 
 
 def _connectable(host: str) -> str:

@@ -67,7 +67,7 @@ class Worker:
         self._store = store
         self._settings = settings or JobSettings()
         self._cell = cell
-        self._leases = Leases(cell, model.id, replica, self._settings)
+        self._leases = Leases(cell, model.id, replica, self._settings, model.classes)
         self._held = Held()
         self.costs = CostModel(model, device_class(device_of(model)))
         self._cost_store = CostStore(cell)

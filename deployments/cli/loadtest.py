@@ -33,8 +33,9 @@ def steady(
     """Let users make small clips for a while, and print what they saw.
 
     Three of four submit a clip, poll as the OpenAI SDK does and download it, again and again;
-    the others list clips and look at models. A refusal because the queue is full (429) counts
-    apart. Exit code 1: something failed, or an accepted job made no clip. The clips stay.
+    the others list clips and look at models. All speak with one key, best of a user whose tier
+    has no limits (`reelserve users set NAME --tier unlimited`): a refusal (429) counts apart. Exit
+    code 1: something failed, or an accepted job made no clip. The clips stay.
 
     Examples:
       reelserve loadtest steady

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from deployments.cli import bench, jobs, keys, loadtest, models
+from deployments.cli import bench, jobs, keys, loadtest, models, queue, tiers, users
 from deployments.cli.output import USER_ENVIRONMENT
 from deployments.cli.status import status
 from deployments.cli.submit import submit
 from deployments.cli.up import up
+from deployments.cli.usage import usage
 
 # Plain tracebacks: a pretty one is for the author of a script, not for its user's log.
 app = typer.Typer(
@@ -27,9 +28,13 @@ app = typer.Typer(
 app.command()(up)
 app.command(epilog=USER_ENVIRONMENT)(status)
 app.command(epilog=USER_ENVIRONMENT)(submit)
+app.command(epilog=USER_ENVIRONMENT)(usage)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
+app.add_typer(users.app, name="users")
+app.add_typer(tiers.app, name="tiers")
+app.add_typer(queue.app, name="queue")
 app.add_typer(loadtest.app, name="loadtest")
 app.add_typer(bench.app, name="bench")
 

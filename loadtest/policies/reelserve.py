@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from loadtest.policies.work import Costs, Job
 from serving.plan.rank import ORDERS, PREEMPTIONS_MAX, Contender, rank, worth_preempting
 
+Rank = tuple[int, float]
+
 SLOTS = 8
 QUANTUM_MS = 1000.0
 
@@ -37,7 +39,7 @@ class Queue:
         for order, places in zip(ORDERS, self._orders, strict=True):
             del places[bisect.bisect_left(places, (order.score(contender), job.index))]
 
-    def heads(self, now_ms: float) -> list[tuple[float, Job, Contender]]:
+    def heads(self, now_ms: float) -> list[tuple[Rank, Job, Contender]]:
         """The first few of each order, by rank."""
         seen: dict[Job, Contender] = {}
         for places in self._orders:
@@ -116,7 +118,7 @@ class Reelserve:
                 return job
         return None
 
-    def _joins(self, score: float, job: Job, runs: Sequence[Job], now_s: float) -> bool:
+    def _joins(self, score: Rank, job: Job, runs: Sequence[Job], now_s: float) -> bool:
         if not runs:
             return True
         lead = runs[0]

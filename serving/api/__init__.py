@@ -9,5 +9,6 @@ from serving.api.keys import Keys
 from serving.api.services import Services
 from serving.api.settings import ApiSettings
 from serving.api.signing import UrlSigner
+from serving.api.users import Users
 
-__all__ = ["ApiSettings", "Keys", "Services", "UrlSigner", "create_app"]
+__all__ = ["ApiSettings", "Keys", "Services", "UrlSigner", "Users", "create_app"]

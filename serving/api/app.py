@@ -9,8 +9,20 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from serving.api import admin, content, errors, health, models, videos
+from serving.api import (
+    admin,
+    content,
+    errors,
+    estimates,
+    health,
+    models,
+    queue,
+    tiers,
+    usage,
+    videos,
+)
 from serving.api.limits import BodyLimit, RequestId
+from serving.api.quota import RATE_HEADERS
 from serving.api.services import Services
 from serving.api.settings import ApiSettings
 
@@ -41,7 +53,7 @@ def create_app(
         middleware=middleware,
     )
     errors.install(app)
-    for room in (videos, content, models, admin, health):
+    for room in (videos, content, models, estimates, usage, admin, queue, tiers, health):
         app.include_router(room.router)
     return app
 
@@ -50,16 +62,20 @@ def _cors(origins: list[str]) -> Middleware:
     return Middleware(
         CORSMiddleware,
         allow_origins=origins,
-        allow_methods=["GET", "HEAD", "POST", "DELETE"],
+        allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE"],
         # The SDKs run in browsers too, with a dozen x-stainless-… headers.
         allow_headers=["*"],
         expose_headers=[
             "accept-ranges",
             "content-range",
             "etag",
+            "idempotent-replayed",
             "openai-poll-after-ms",
             "retry-after",
+            "retry-after-ms",
             "x-request-id",
+            "x-should-retry",
+            *RATE_HEADERS,
         ],
         max_age=3600,
     )

@@ -9,7 +9,7 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 
-from serving.api.auth import Credentials, current_user
+from serving.api.auth import Credentials, EndUsers, Scope, current_caller, permit
 from serving.api.ranges import NotSatisfiable, parse_range
 from serving.api.services import Services, ServicesDep
 from serving.jobs import Job, State
@@ -31,6 +31,7 @@ async def content(
     variant: Variant = "video",
     expires: int | None = None,
     signature: str | None = None,
+    end_users: EndUsers = None,
 ) -> Response:
     """The MP4, a JPEG thumbnail or a JPEG spritesheet, whole or by ``Range``; ``preview``, while
     the video is made, is a small JPEG of what it will show as far as one can tell.
@@ -44,8 +45,9 @@ async def content(
         if job is None:
             raise NotFound("The video was deleted.", code="video_not_found")
     else:
-        user = await current_user(credentials, services)
-        job = await services.queue.get(video_id, user=user)
+        caller = await current_caller(credentials, services, end_users)
+        permit(caller, Scope.READ)
+        job = await services.queue.get(video_id, user=caller.user)
     if variant == "preview":
         return await _preview(job, request, services)
     if job.state is not State.COMPLETED:

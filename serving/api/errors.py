@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from http import HTTPStatus
 from typing import Any
 
@@ -11,18 +13,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from serving.api.quota import rate_headers
+from serving.jobs import Allowance
 from serving.media import ArtifactMissing, StoreError
 from serving.plan.errors import (
     InvalidRequest,
     NotFound,
-    QueueFull,
     ReelserveError,
+    Refused,
     ServiceUnavailable,
 )
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_S = {QueueFull: 30, ServiceUnavailable: 2}
+UNAVAILABLE_S = 2
+"""When to ask again for what is away: it mostly comes back at once."""
 
 
 def envelope(message: str, *, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
@@ -30,9 +35,11 @@ def envelope(message: str, *, kind: str, code: str, param: str | None = None) ->
 
 
 def answer(error: ReelserveError) -> JSONResponse:
-    headers = {}
-    if error.retryable:
-        headers["retry-after"] = str(RETRY_AFTER_S.get(type(error), 5))
+    headers: dict[str, str] = {}
+    if isinstance(error, Refused):
+        headers |= _come_back(error)
+    elif error.retryable:
+        headers["retry-after"] = str(UNAVAILABLE_S)
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(
@@ -40,6 +47,20 @@ def answer(error: ReelserveError) -> JSONResponse:
         status_code=error.status,
         headers=headers,
     )
+
+
+def _come_back(error: Refused) -> dict[str, str]:
+    """When to ask again, whether to do so without being told, and what is left."""
+    headers = {}
+    if error.retry_after_s is not None:
+        wait_ms = max(1, math.ceil(1000 * error.retry_after_s))
+        headers["retry-after"] = str(math.ceil(wait_ms / 1000))
+        headers["retry-after-ms"] = str(wait_ms)
+    if not error.should_retry:
+        headers["x-should-retry"] = "false"
+    if isinstance(error.allowance, Allowance):
+        headers |= rate_headers(error.allowance, round(time.time() * 1000))
+    return headers
 
 
 def install(app: FastAPI) -> None:

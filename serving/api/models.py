@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
-from serving.api.auth import UserDep
+from serving.api.auth import Scope, require
 from serving.api.schemas import model_card
 from serving.api.services import ServicesDep
 from serving.plan.errors import InvalidRequest, NotFound
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+users = Depends(require(Scope.GENERATE, Scope.READ))
+router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[users])
 
 
 @router.get("")
-async def index(user: UserDep, services: ServicesDep) -> dict[str, Any]:
+async def index(services: ServicesDep) -> dict[str, Any]:
     """Every model, with its sizes, durations and limits."""
     return {"object": "list", "data": [model_card(m) for m in services.catalog.models.values()]}
 
 
 @router.get("/{name}")
-async def retrieve(name: str, user: UserDep, services: ServicesDep) -> dict[str, Any]:
+async def retrieve(name: str, services: ServicesDep) -> dict[str, Any]:
     """One model, by id or alias."""
     try:
         return model_card(services.catalog.resolve(name))

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from serving.api.keys import GRACE_S_DEFAULT, GRACE_S_MAX, Scope
 from serving.jobs import Job, State
 from serving.plan.catalog import Model
+from serving.plan.classes import ServiceClass, ServiceTier
 
 
 def _text(value: object) -> object:
@@ -24,6 +26,10 @@ def _number(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("must be a number")
     return value
+
+
+def _auto(value: object) -> object:
+    return ServiceTier.AUTO if value is None else value
 
 
 Text = Annotated[str, BeforeValidator(_text)]
@@ -45,6 +51,11 @@ class VideoCreate(BaseModel):
     steps: Integer | None = Field(None, description="denoising steps")
     guidance_scale: Number | None = Field(None, description="1 turns guidance off")
     fps: Integer | None = Field(None, description="frames a second")
+    service_tier: Annotated[ServiceTier, BeforeValidator(_auto)] = Field(
+        ServiceTier.AUTO,
+        description="who goes first: priority (class burst), default (standard), flex (relaxed, "
+        "and sparing the allowance where it can), or auto, what the caller's tier gives",
+    )
 
 
 class ErrorBody(BaseModel):
@@ -61,6 +72,15 @@ class Timings(BaseModel):
     decode_s: float = Field(description="latents to pictures; the file is encoded alongside")
     store_s: float = Field(description="the rest of the file's encoding, and the upload")
     total_s: float = Field(description="from submission to completion")
+
+
+class Usage(BaseModel):
+    """What a job used so far, and of what."""
+
+    gpu_seconds: float
+    paid_from: str = Field(
+        serialization_alias="from", description="allowance, relaxed (nothing is counted) or credits"
+    )
 
 
 class Video(BaseModel):
@@ -87,6 +107,12 @@ class Video(BaseModel):
     phase: str | None
     step: int
     attempts: int
+    service_tier: ServiceTier = Field(description="as it was asked for")
+    service_class: ServiceClass = Field(
+        serialization_alias="class",
+        description="as it was accepted: burst goes before standard, standard before relaxed",
+    )
+    usage: Usage
     queue_position: int | None = Field(description="how many jobs go before this one")
     eta_seconds: float | None = Field(description="estimated time left")
     size_bytes: int | None
@@ -131,6 +157,9 @@ def video_of(
         phase=job.phase,
         step=job.step,
         attempts=job.attempts,
+        service_tier=job.service_tier,
+        service_class=job.service_class,
+        usage=Usage(gpu_seconds=round(job.spent_ms / 1000, 3), paid_from=job.paid_from),
         queue_position=queue_position,
         eta_seconds=None if remaining_ms is None else round(remaining_ms / 1000, 1),
         size_bytes=result["artifacts"]["video"]["size_bytes"] if result else None,
@@ -192,3 +221,32 @@ class KeyCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     user: Text = Field(description="whom the key speaks for")
+    scopes: list[Scope] = Field(
+        [Scope.GENERATE, Scope.READ], description="what it may do", max_length=len(Scope)
+    )
+    tier: Text | None = Field(
+        None, min_length=1, description="the user's tier from now on; theirs if absent"
+    )
+
+
+class KeyRotate(BaseModel):
+    """``POST /v1/admin/keys/{id}/rotate``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    grace_s: Integer = Field(
+        GRACE_S_DEFAULT,
+        ge=0,
+        le=GRACE_S_MAX,
+        description="seconds the secret before works on; 0 ends it at once",
+    )
+
+
+class UserUpdate(BaseModel):
+    """``PUT /v1/admin/users/{user}``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tier: Text | None = Field(
+        min_length=1, description="the user's tier from now on; null: the default one"
+    )

@@ -7,9 +7,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from quota.settings import QuotaSettings
+from quota.tiers import TierFile
 from serving.api.keys import Keys
 from serving.api.settings import ApiSettings
 from serving.api.signing import UrlSigner
+from serving.api.users import Users
 from serving.jobs import CostReader, JobQueue
 from serving.media import ArtifactStore
 from serving.plan.catalog import Catalog
@@ -22,7 +25,10 @@ class Services:
     queue: JobQueue
     store: ArtifactStore
     keys: Keys
+    users: Users
     signer: UrlSigner
+    tiers: TierFile
+    quota: QuotaSettings
     catalog: Catalog
     settings: ApiSettings
     costs: CostReader

@@ -3,59 +3,80 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from starlette.datastructures import MutableHeaders
 
-from serving.api.auth import UserDep
+from serving.api.admission import admit, wanted
+from serving.api.auth import GenerateDep, ReadDep
 from serving.api.body import body_docs, read_fields, validate
+from serving.api.idempotency import KEY_DOCS, REPLAYED_HEADER, wish_of
+from serving.api.quota import rate_headers
 from serving.api.schemas import Video, VideoCreate, VideoDeleted, VideoList, video_of
 from serving.api.services import Services, ServicesDep
-from serving.jobs import Job, Place, State, new_video_id
+from serving.jobs import Admission, Job, Place, State, new_video_id
 from serving.media import StoreError
-from serving.plan.catalog import Model
-from serving.plan.clip import SEED_MAX, ClipSpec
-from serving.plan.errors import InvalidRequest, ServiceUnavailable
+from serving.plan.classes import DEFAULT_POLICIES
+from serving.plan.errors import InvalidRequest, NotFound, ServiceUnavailable
 from serving.plan.estimate import poll_after_ms
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 
-@router.post("", openapi_extra=body_docs(VideoCreate))
-async def create(
-    request: Request, response: Response, user: UserDep, services: ServicesDep
-) -> Video:
-    """Submit a clip. It is durable once this answers."""
-    wanted = validate(VideoCreate, await read_fields(request))
-    default = next(iter(services.catalog.models))
-    alias = wanted.model or default
-    model = services.catalog.resolve(alias)
-    _check_text_is_enough(model)
-    seed = wanted.seed if wanted.seed is not None else secrets.randbelow(SEED_MAX)
-    spec = ClipSpec.resolve(model, **wanted.model_dump(exclude={"model", "seed"}), seed=seed)
-    costs = await services.costs.of(model)
-    job = await services.queue.submit(
-        new_video_id(),
-        user=user,
-        alias=alias,
-        spec=spec,
-        est_device_ms=costs.estimate(spec).device_ms,
-    )
+@router.post(
+    "", response_model=Video, openapi_extra={**body_docs(VideoCreate), "parameters": [KEY_DOCS]}
+)
+async def create(request: Request, caller: GenerateDep, services: ServicesDep) -> Response:
+    """Submit a clip. It is durable once this answers.
+
+    Under an `Idempotency-Key` the same request may be sent again for a day: it makes no second
+    clip and has the first one's answer.
+    """
+    fields = validate(VideoCreate, await read_fields(request))
+    wish = wish_of(request, fields, fields.service_tier, services.quota)
+    admission = await admit(services, caller, new_video_id(), wanted(services, fields), wish)
+    headers = MutableHeaders(rate_headers(admission.allowance, round(time.time() * 1000)))
+    if admission.replayed:
+        headers[REPLAYED_HEADER] = "true"
+    body = admission.response
+    if body is None:
+        body = await _answer(services, admission, request, headers)
+        if wish.idempotency_key and not admission.replayed:
+            await _remember(services, caller.user, wish.idempotency_key, body)
+    return Response(body, media_type="application/json", headers=headers)
+
+
+async def _answer(
+    services: Services, admission: Admission, request: Request, headers: MutableHeaders
+) -> str:
+    """The job as it is, as JSON."""
+    job = admission.job
+    if job is None:
+        raise NotFound("The video that this request made was deleted.", code="video_not_found")
     try:
-        return await _present(services, job, request, response)
+        video = await _present(services, job, request, headers)
     except ServiceUnavailable:
         # It is accepted: an error now would only make the client submit it again.
         remaining_ms = await _remaining_ms(services, job, None)
-        return video_of(job, queue_position=None, remaining_ms=remaining_ms)
+        video = video_of(job, queue_position=None, remaining_ms=remaining_ms)
+    return video.model_dump_json(by_alias=True)
+
+
+async def _remember(services: Services, user: str, idempotency_key: str, body: str) -> None:
+    try:
+        await services.queue.remember(user, idempotency_key, body)
+    except ServiceUnavailable as error:
+        # The key stands for its job all the same: a replay will show that as it is by then.
+        log.warning("an answer is not kept for replays: %s", error)
 
 
 @router.get("")
 async def index(
     request: Request,
-    user: UserDep,
+    caller: ReadDep,
     services: ServicesDep,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1)] = 20,
@@ -67,7 +88,7 @@ async def index(
             f"'limit' must be from 1 to {services.settings.list_limit_max}.", param="limit"
         )
     page = await services.queue.list(
-        user,
+        caller.user,
         limit=limit,
         after=after,
         newest_first=order == "desc",
@@ -83,17 +104,19 @@ async def index(
 
 @router.get("/{video_id}")
 async def retrieve(
-    video_id: str, request: Request, response: Response, user: UserDep, services: ServicesDep
+    video_id: str, request: Request, response: Response, caller: ReadDep, services: ServicesDep
 ) -> Video:
     """A clip's state. One that failed or was cancelled answers 200 and says so."""
-    job = await services.queue.get(video_id, user=user)
-    return await _present(services, job, request, response)
+    job = await services.queue.get(video_id, user=caller.user)
+    return await _present(services, job, request, response.headers)
 
 
 @router.post("/{video_id}/cancel")
-async def cancel(video_id: str, request: Request, user: UserDep, services: ServicesDep) -> Video:
+async def cancel(
+    video_id: str, request: Request, caller: GenerateDep, services: ServicesDep
+) -> Video:
     """Stop a clip: a queued one at once, a running one at its next step. Safe to repeat."""
-    job = await services.queue.cancel(video_id, user=user)
+    job = await services.queue.cancel(video_id, user=caller.user)
     if job.state is not State.CANCELLED:
         raise InvalidRequest(
             f"The video has already {job.state}, so there is nothing to cancel.",
@@ -103,9 +126,9 @@ async def cancel(video_id: str, request: Request, user: UserDep, services: Servi
 
 
 @router.delete("/{video_id}")
-async def delete(video_id: str, user: UserDep, services: ServicesDep) -> VideoDeleted:
+async def delete(video_id: str, caller: GenerateDep, services: ServicesDep) -> VideoDeleted:
     """Remove a clip and its files. One that is still active is cancelled."""
-    await services.queue.delete(video_id, user=user)
+    await services.queue.delete(video_id, user=caller.user)
     try:
         await services.store.delete_prefix(video_id)
     except StoreError as error:
@@ -114,35 +137,32 @@ async def delete(video_id: str, user: UserDep, services: ServicesDep) -> VideoDe
     return VideoDeleted(id=video_id)
 
 
-def _check_text_is_enough(model: Model) -> None:
-    """:class:`InvalidRequest` for a model that must be given pictures: requests carry none yet."""
-    for name, need in model.video.inputs.items():
-        if need == "required":
-            raise InvalidRequest(
-                f"The model '{model.id}' starts from a {name.replace('_', ' ')}, which a request "
-                "cannot carry yet. Ask for a text-to-video model.",
-                code="unsupported_model",
-                param="model",
-            )
-
-
 async def _present(
-    services: Services, job: Job, request: Request, response: Response | None = None
+    services: Services,
+    job: Job,
+    request: Request,
+    headers: MutableHeaders | None = None,
 ) -> Video:
     if job.terminal:
         variants = job.result["artifacts"] if job.result else ()
         urls = {each: await _content_url(services, job, each, request) for each in variants}
         return video_of(job, queue_position=None, remaining_ms=None, content_urls=urls or None)
-    place = await services.queue.place(job) if job.state is State.QUEUED else None
+    place = await _place(services, job) if job.state is State.QUEUED else None
     remaining_ms = await _remaining_ms(services, job, place)
-    if response is not None:
-        response.headers["openai-poll-after-ms"] = str(poll_after_ms(remaining_ms))
+    if headers is not None:
+        headers["openai-poll-after-ms"] = str(poll_after_ms(remaining_ms))
     return video_of(
         job,
         queue_position=place.ahead if place else None,
         remaining_ms=remaining_ms,
         preview_url=await _preview_url(services, job, request),
     )
+
+
+async def _place(services: Services, job: Job) -> Place:
+    model = services.catalog.models.get(job.pool)
+    classes = model.classes if model else DEFAULT_POLICIES
+    return await services.queue.place(job, classes)
 
 
 async def _preview_url(services: Services, job: Job, request: Request) -> str | None:
@@ -168,6 +188,5 @@ async def _remaining_ms(services: Services, job: Job, place: Place | None) -> in
         own_ms = (await services.costs.of(model)).estimate(job.spec).total_ms
     if place is None:
         return own_ms
-    lanes = max(1, len(place.running_ms))
     saved_ms = job.est_device_ms - job.left_device_ms
-    return (sum(place.running_ms) + place.ahead_ms) // lanes + max(1, own_ms - saved_ms)
+    return place.wait_ms + max(1, own_ms - saved_ms)

@@ -76,4 +76,5 @@ class Run:
             created_ms=self.contender.created_ms,
             total_ms=self.contender.total_ms,
             remaining_ms=round(left * self.contender.total_ms),
+            seat=self.contender.seat,
         )

@@ -4,6 +4,7 @@ Every change of a job is one Lua script, timed by Redis and guarded by the job's
 Knows nothing of HTTP, Ray, torch or files: a result is a plain mapping somebody else fills.
 """
 
+from serving.jobs.admission import Admission, Allowance, Limits, Usage, Wish
 from serving.jobs.cell import CELL, Cell
 from serving.jobs.costs import CostReader, CostStore
 from serving.jobs.job import ACTIVE, TERMINAL, Job, Phase, State, new_video_id
@@ -12,32 +13,43 @@ from serving.jobs.queue import JobPage, JobQueue, Place, PoolState, ReplicaState
 from serving.jobs.room import IDLE, Resident, Room, Rows
 from serving.jobs.settings import JobSettings
 from serving.jobs.upkeep import Upkeep
+from serving.jobs.views import Before, ClassTop, Explanation, PoolTop, TenantTop
 
 __all__ = [
     "ACTIVE",
     "CELL",
     "IDLE",
     "TERMINAL",
+    "Admission",
+    "Allowance",
+    "Before",
     "Cell",
+    "ClassTop",
     "CostReader",
     "CostStore",
     "Drop",
+    "Explanation",
     "Job",
     "JobPage",
     "JobQueue",
     "JobSettings",
     "Lease",
     "Leases",
+    "Limits",
     "Phase",
     "Place",
     "PoolState",
+    "PoolTop",
     "ReplicaState",
     "Resident",
     "Room",
     "Rows",
     "Signals",
     "State",
+    "TenantTop",
     "Upkeep",
+    "Usage",
     "Wake",
+    "Wish",
     "new_video_id",
 ]

@@ -20,7 +20,7 @@ from serving.plan.errors import ConfigError, GenerationError, ServiceUnavailable
 log = logging.getLogger(__name__)
 
 CELL = "{reelserve}"
-SCHEMA = "2"
+SCHEMA = "3"
 """Version of the keys and scripts. A change that old processes cannot live with raises it."""
 
 REFUSALS = re.compile(r"(^|-)(OOM|MISCONF|READONLY|LOADING|BUSY|NOREPLICAS|MASTERDOWN) ")
@@ -33,6 +33,9 @@ SCRIPTS = (
     "cancel",
     "delete",
     "place",
+    "usage",
+    "top",
+    "explain",
     "lease",
     "heartbeat",
     "checkpoint",
@@ -49,6 +52,44 @@ SCRIPTS = (
 )
 
 
+FRAGMENTS = (
+    ("serving.jobs", "_rank"),
+    ("serving.jobs", "_fair"),
+    ("serving.jobs", "_keys"),
+    ("quota", "_limits"),
+    ("serving.jobs", "_lines"),
+    ("serving.jobs", "_states"),
+    ("serving.jobs", "_choice"),
+    ("serving.jobs", "_admission"),
+)
+"""What scripts begin with: each room's own, from what knows nothing to what builds on it."""
+
+
+DEFINITION = re.compile(r"local (?:function )?(\w+(?:, \w+)*)")
+
+
+def source(script: str) -> str:
+    """A script's text, behind those definitions of the fragments that it uses.
+
+    No others: Redis makes all functions of a script anew at each call, and looks through those of
+    all scripts whenever it collects garbage, which a call now and then has to wait for.
+    """
+    text = _read("serving.jobs", script)
+    for room, part in reversed(FRAGMENTS):
+        # Whatever is outermost begins a line, and says "local".
+        for piece in reversed(re.split("^(?=local )", _read(room, part), flags=re.MULTILINE)):
+            defines = DEFINITION.match(piece)
+            if defines and re.search(rf"\b({defines[1].replace(', ', '|')})\b", text):
+                text = piece + text
+    return text
+
+
+def _read(room: str, name: str) -> str:
+    """Without its comments, which name what the code does not use."""
+    text = (files(room) / "lua" / f"{name}.lua").read_text()
+    return re.sub("^ *--.*\n", "", text, flags=re.MULTILINE)
+
+
 class Cell:
     """Over a Redis client that decodes responses.
 
@@ -61,11 +102,8 @@ class Cell:
         # Its annotations say bytes or str; a client that decodes responses gives str.
         self.redis: Any = redis
         self.name = name
-        folder = files("serving.jobs") / "lua"
-        prelude = "".join((folder / f"{part}.lua").read_text() for part in ("_rank", "_keys"))
         self._scripts: dict[str, AsyncScript] = {
-            script: redis.register_script(prelude + (folder / f"{script}.lua").read_text())
-            for script in SCRIPTS
+            script: redis.register_script(source(script)) for script in SCRIPTS
         }
 
     def key(self, *parts: str) -> str:

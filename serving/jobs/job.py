@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+from serving.plan.classes import ServiceClass, ServiceTier
 from serving.plan.clip import ClipSpec
 
 
@@ -52,12 +53,14 @@ class Job:
 
     Set at submission: ``id``, ``user``, ``pool`` (the model's id), ``alias`` (the name the
     caller used for it), ``spec``, ``est_device_ms``, ``created_ms``, ``seq`` (order of
-    submission). Set by leases: ``fence``, ``attempts``, ``lease_until_ms``, ``replica``,
-    ``started_ms`` (of the first lease), ``preempted`` (how often). Set by progress: ``phase``,
-    ``step``, ``remaining_ms``; ``checkpoint`` and ``preview`` (keys in the store) with
-    ``checkpoint_step`` and ``preview_step``, which the end forgets; ``left_device_ms`` (work that
-    the checkpoint does not save). Set at the end: ``finished_ms``, ``expires_ms`` (when it is
-    forgotten), ``result`` or ``error``.
+    submission), ``service_tier`` (as asked), ``service_class``, ``paid_from`` (``allowance``, or
+    ``relaxed``: beyond it, at nobody's expense). Set by leases: ``seat`` (in the rank), ``fence``,
+    ``attempts``, ``lease_until_ms``, ``replica``, ``started_ms`` (of the first lease),
+    ``preempted`` (how often). Set by progress: ``phase``, ``step``, ``remaining_ms``,
+    ``spent_ms`` (device time so far; of what it shared, its share); ``checkpoint`` and ``preview``
+    (keys in the store) with ``checkpoint_step`` and ``preview_step``, which the end forgets;
+    ``left_device_ms`` (work that the checkpoint does not save). Set at the end: ``finished_ms``,
+    ``expires_ms`` (when it is forgotten), ``result`` or ``error``.
     Times are Redis's clock, in milliseconds since the epoch.
     """
 
@@ -70,6 +73,10 @@ class Job:
     est_device_ms: int
     created_ms: int
     seq: int
+    service_tier: ServiceTier = ServiceTier.AUTO
+    service_class: ServiceClass = ServiceClass.STANDARD
+    paid_from: str = "allowance"
+    seat: int = 0
     fence: int = 0
     attempts: int = 0
     lease_until_ms: int = 0
@@ -81,6 +88,7 @@ class Job:
     checkpoint: str = ""
     checkpoint_step: int = 0
     left_device_ms: int = 0
+    spent_ms: int = 0
     preempted: int = 0
     preview: str = ""
     preview_step: int = 0
@@ -113,6 +121,10 @@ class Job:
             est_device_ms=int(raw["est_device_ms"]),
             created_ms=int(raw["created_ms"]),
             seq=int(raw["seq"]),
+            service_tier=ServiceTier(raw["service_tier"]),
+            service_class=ServiceClass(raw["class"]),
+            paid_from=raw["from"],
+            seat=int(raw.get("seat", 0)),
             fence=int(raw.get("fence", 0)),
             attempts=int(raw.get("attempts", 0)),
             lease_until_ms=int(raw.get("lease_until_ms", 0)),
@@ -124,6 +136,7 @@ class Job:
             checkpoint=raw.get("checkpoint", ""),
             checkpoint_step=int(raw.get("checkpoint_step", 0)),
             left_device_ms=int(raw["left_device_ms"]),
+            spent_ms=int(raw.get("spent_ms", 0)),
             preempted=int(raw.get("preempted", 0)),
             preview=raw.get("preview", ""),
             preview_step=int(raw.get("preview_step", 0)),

@@ -19,6 +19,7 @@ from serving.jobs.cell import Cell, error_json
 from serving.jobs.job import Job, Phase, State
 from serving.jobs.room import IDLE, Room
 from serving.jobs.settings import JobSettings
+from serving.plan.classes import DEFAULT_POLICIES, ClassPolicy, ServiceClass
 from serving.plan.errors import CheckpointError, GenerationError, ReplicaLost, StaleLease
 from serving.plan.rank import Contender
 
@@ -60,9 +61,15 @@ class Leases:
     """The leases of one replica of one pool."""
 
     def __init__(
-        self, cell: Cell, pool: str, replica: str, settings: JobSettings | None = None
+        self,
+        cell: Cell,
+        pool: str,
+        replica: str,
+        settings: JobSettings | None = None,
+        classes: Mapping[ServiceClass, ClassPolicy] = DEFAULT_POLICIES,
     ) -> None:
         self._cell = cell
+        self._shares = {name: policy.share for name, policy in classes.items()}
         self._pool = pool
         self._replica = replica
         self._settings = settings or JobSettings()
@@ -84,21 +91,25 @@ class Leases:
             self._token,
             attempts_max,
             lost_error(attempts_max),
-            room.to_json(self._settings.quantum_s),
+            room.to_json(self._settings.quantum_s, self._shares),
         )
         self._token = None
         return _lease(answer) if answer else None
 
     async def heartbeat(
-        self, job: Job, *, lease_ms: int, phase: Phase, step: int, remaining_ms: int
+        self,
+        job: Job,
+        *,
+        lease_ms: int,
+        phase: Phase,
+        step: int,
+        remaining_ms: int,
+        spent_ms: int = 0,
     ) -> None:
-        """Record progress and renew the lease."""
-        _held(
-            job,
-            await self._cell.run(
-                "heartbeat", job.id, job.fence, job.pool, lease_ms, phase, step, remaining_ms
-            ),
-        )
+        """Record progress and renew the lease. ``spent_ms`` is the device time of this lease."""
+        spent_ms += job.spent_ms
+        run = "heartbeat", job.id, job.fence, job.pool
+        _held(job, await self._cell.run(*run, lease_ms, phase, step, remaining_ms, spent_ms))
 
     async def checkpoint(self, job: Job, file: str, step: int, left_device_ms: int) -> str:
         """Point the job at a checkpoint that is stored; the one it replaces, or ``""``."""
@@ -121,24 +132,25 @@ class Leases:
         """Count why the job's checkpoint is of no use, and forget it."""
         _held(job, await self._cell.run("resume", job.id, job.fence, job.pool, error.code))
 
-    async def give_back(self, job: Job, *, holding: bool = False) -> None:
+    async def give_back(self, job: Job, *, holding: bool = False, spent_ms: int = 0) -> None:
         """Yield: the job returns to the queue. ``holding``: its checkpoint is in memory here."""
         holder = self._replica if holding else ""
-        _held(job, await self._cell.run("yield", job.id, job.fence, job.pool, holder))
+        spent_ms += job.spent_ms
+        _held(job, await self._cell.run("yield", job.id, job.fence, job.pool, holder, spent_ms))
 
-    async def complete(self, job: Job, result: Mapping[str, Any]) -> None:
+    async def complete(self, job: Job, result: Mapping[str, Any], *, spent_ms: int = 0) -> None:
         """The clip is stored: end the job as completed."""
-        await self._finish(job, State.COMPLETED, "result", json.dumps(result, sort_keys=True))
+        value = json.dumps(result, sort_keys=True)
+        await self._finish(job, State.COMPLETED, "result", value, spent_ms)
 
-    async def fail(self, job: Job, error: GenerationError) -> None:
+    async def fail(self, job: Job, error: GenerationError, *, spent_ms: int = 0) -> None:
         """End the job as failed with this error."""
-        await self._finish(job, State.FAILED, "error", error_json(error))
+        await self._finish(job, State.FAILED, "error", error_json(error), spent_ms)
 
-    async def _finish(self, job: Job, state: State, field: str, value: str) -> None:
-        _held(
-            job,
-            await self._cell.run("finish", job.id, job.fence, job.pool, state, field, value),
-        )
+    async def _finish(self, job: Job, state: State, field: str, value: str, spent_ms: int) -> None:
+        spent_ms += job.spent_ms
+        run = "finish", job.id, job.fence, job.pool
+        _held(job, await self._cell.run(*run, state, field, value, spent_ms))
 
     async def announce(
         self, *, host: str, pid: int, slots: int, free: int, age_ms: int, device: str = ""

@@ -6,14 +6,38 @@ After ``submit`` returns, the job survives any crash. Every method raises
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from quota.tiers import Tiers
+from serving.jobs.admission import Admission, Allowance, Limits, Usage, Wish
 from serving.jobs.cell import Cell, error_json
 from serving.jobs.job import Job, State
 from serving.jobs.settings import JobSettings
+from serving.jobs.views import Explanation, PoolTop
+from serving.plan.classes import DEFAULT_POLICIES, ClassPolicy, ServiceClass
 from serving.plan.clip import ClipSpec
-from serving.plan.errors import Cancelled, NotFound, QueueFull
+from serving.plan.errors import (
+    Cancelled,
+    IdempotencyMismatch,
+    InsufficientQuota,
+    NotFound,
+    QueueFull,
+    RateLimited,
+    Refused,
+    TooManyQueued,
+)
+
+NO_LIMITS = Limits()
+NO_WISH = Wish()
+
+_SHORT = {
+    "generations": "Today's {generations} generations of the tier '{tier}' are used up.",
+    "gpu": "Today's {gpu_s} GPU-seconds of the tier '{tier}' do not suffice for this clip.",
+    "priority": "service_tier 'priority' is not part of the tier '{tier}'. Ask for 'auto', or for "
+    "another tier.",
+}
 
 _CANCELLED = error_json(Cancelled("Cancelled at your request."))
 
@@ -26,6 +50,11 @@ class Place:
     ahead: int
     ahead_ms: int
     running_ms: Sequence[int]
+
+    @property
+    def wait_ms(self) -> int:
+        """Until its turn, if as many run side by side as do now."""
+        return (sum(self.running_ms) + self.ahead_ms) // max(1, len(self.running_ms))
 
 
 @dataclass(frozen=True)
@@ -75,11 +104,24 @@ class JobQueue:
         self._settings = settings or JobSettings()
 
     async def submit(
-        self, job_id: str, *, user: str, alias: str, spec: ClipSpec, est_device_ms: int
-    ) -> Job:
-        """Accept a job. :class:`QueueFull` when as many of the model wait as may."""
-        limit = self._settings.queue_max
-        job = await self._cell.run_for_job(
+        self,
+        job_id: str,
+        *,
+        user: str,
+        alias: str,
+        spec: ClipSpec,
+        est_device_ms: int,
+        limits: Limits = NO_LIMITS,
+        wish: Wish = NO_WISH,
+        dry: bool = False,
+    ) -> Admission:
+        """Accept a job, or find the one that this request has made before. If ``dry``, only say
+        whether it would be accepted and how: nothing is written.
+
+        Raises a :class:`Refused` whose ``allowance`` is the user's :class:`Allowance`, or
+        :class:`IdempotencyMismatch`.
+        """
+        outcome, *answer = await self._cell.run(
             "submit",
             job_id,
             user,
@@ -88,16 +130,134 @@ class JobQueue:
             spec.model_dump_json(),
             spec.shape,
             spec.rows,
-            est_device_ms,
-            limit,
+            max(1, est_device_ms),
+            self._settings.queue_max,
             self._settings.retention_s * 1000,
+            wish.service_tier,
+            wish.body_sha256,
+            wish.idempotency_key or "",
+            1000 * wish.idempotency_s,
+            "1" if wish.retried else "",
+            round(1000 * wish.retry_window_s),
+            *limits.arguments(),
+            "1" if dry else "",
         )
-        if job is None:
-            raise QueueFull(
-                f"{limit} jobs already wait for '{spec.model}', which is the limit. "
-                "Try again in a minute."
-            )
-        return job
+        match outcome:
+            case "accepted":
+                now, said = answer
+                seq, created_ms, service_class, paid_from = said.split()
+                job = Job(
+                    id=job_id,
+                    user=user,
+                    pool=spec.model,
+                    alias=alias,
+                    state=State.QUEUED,
+                    spec=spec,
+                    est_device_ms=est_device_ms,
+                    left_device_ms=est_device_ms,
+                    created_ms=int(created_ms),
+                    seq=int(seq),
+                    service_tier=wish.service_tier,
+                    service_class=ServiceClass(service_class),
+                    paid_from=paid_from,
+                )
+                return Admission(job, Allowance.of(limits, now))
+            case "replayed":
+                now, found, response = answer
+                job_then = _job(found)
+                return Admission(job_then, Allowance.of(limits, now), True, response or None)
+            case "mismatch":
+                raise IdempotencyMismatch(
+                    "This Idempotency-Key was used with another body. Use a new key for a new "
+                    "request.",
+                    param="Idempotency-Key",
+                )
+        now, wait_ms = answer
+        raise self._refusal(outcome, spec.model, limits, Allowance.of(limits, now), int(wait_ms))
+
+    def _refusal(
+        self, reason: str, pool: str, limits: Limits, allowance: Allowance, wait_ms: int
+    ) -> Refused:
+        wait_s = wait_ms / 1000 if wait_ms >= 0 else None
+        match reason:
+            case "rate":
+                return RateLimited(
+                    f"{limits.requests_per_minute} submissions a minute are allowed in the tier "
+                    f"'{limits.tier}'. Try again in {max(1, round(wait_s or 0))} s.",
+                    retry_after_s=wait_s,
+                    allowance=allowance,
+                )
+            case "pool":
+                return QueueFull(
+                    f"As many jobs already wait for '{pool}' as may ({self._settings.queue_max}, "
+                    "the last tenth for burst, another for standard). Try again in a minute.",
+                    allowance=allowance,
+                )
+            case "own":
+                return TooManyQueued(
+                    f"{limits.queued_jobs} of your jobs already wait, which is the limit of the "
+                    f"tier '{limits.tier}'. Wait for one of them to begin, or cancel one.",
+                    allowance=allowance,
+                )
+        return InsufficientQuota(
+            _SHORT[reason].format(
+                tier=limits.tier,
+                generations=allowance.generations,
+                gpu_s=(limits.gpu_ms or 0) // 1000,
+            ),
+            reason=reason,
+            retry_after_s=wait_s,
+            allowance=allowance,
+        )
+
+    async def remember(self, user: str, idempotency_key: str, response: str) -> None:
+        """Keep what was answered to the first request of a key, for as long as the key counts."""
+        redis, key = self._cell.redis, self._cell.key
+        async with self._cell.answers():
+            # Only the first answer, and no longer than the key is known.
+            left_ms = await redis.pttl(key("idempotent", user, idempotency_key))
+            if left_ms > 0:
+                await redis.set(key("answer", user, idempotency_key), response, px=left_ms, nx=True)
+
+    async def usage(
+        self, user: str, limits: Limits, models: Sequence[tuple[str, int | None]] = ()
+    ) -> Usage:
+        """Where a user stands. ``models``: pools, each with its ``surge_ms``."""
+        now, running, queued, surging = await self._cell.run(
+            "usage",
+            user,
+            json.dumps(models),
+            limits.requests_per_minute or "",
+            json.dumps(list(limits.days_ms)) if limits.days_ms else "",
+        )
+        surge = {pool: bool(is_so) for (pool, _), is_so in zip(models, surging, strict=True)}
+        allowance = Allowance.of(limits, now)
+        return Usage(allowance, int(running), int(queued), surge)
+
+    async def apply_tiers(self, tiers: Tiers) -> None:
+        """Let the queue know what it must of each tier. It counts for jobs that already wait."""
+        fields: dict[str, str | float] = {"default": tiers.default_tier}
+        for name, tier in tiers.tiers.items():
+            fields[f"{name}:weight"] = tier.weight
+            if tier.running_jobs is not None:
+                fields[f"{name}:running_jobs"] = tier.running_jobs
+        name = self._cell.key("tiers")
+        async with self._cell.answers(), self._cell.redis.pipeline(transaction=True) as pipe:
+            pipe.delete(name)
+            pipe.hset(name, mapping=fields)
+            await pipe.execute()
+
+    async def top(self, pool: str, *, tenants: int = 10) -> PoolTop:
+        """Who waits in a pool, and who is next, by class and tenant."""
+        return PoolTop.model_validate_json(await self._cell.run("top", pool, tenants))
+
+    async def explain(self, job_id: str, *, jobs: int = 10) -> Explanation:
+        """Why a job waits; :class:`NotFound` if there is none. ``jobs``: at most so many of those
+        before it are listed."""
+        answer = await self._cell.run("explain", job_id, jobs)
+        if not answer:
+            raise _no_video(job_id)
+        return Explanation.model_validate_json(answer)
 
     async def get(self, job_id: str, *, user: str) -> Job:
         """The job, if it is this user's; :class:`NotFound` otherwise."""
@@ -112,9 +272,33 @@ class JobQueue:
             raw = await self._cell.redis.hgetall(self._cell.key("job", job_id))
         return Job.from_hash(raw) if raw else None
 
-    async def place(self, job: Job) -> Place:
-        """What is before a queued job of this pool."""
-        ahead, ahead_ms, *running_ms = await self._cell.run("place", job.id, job.pool)
+    async def place(
+        self, job: Job, classes: Mapping[ServiceClass, ClassPolicy] = DEFAULT_POLICIES
+    ) -> Place:
+        """What is before a queued job of this pool, whose model has these ``classes``."""
+        asked = job.user, job.service_class, job.left_device_ms
+        return await self._place(job.id, job.pool, classes, *asked)
+
+    async def place_of_new(
+        self,
+        pool: str,
+        user: str,
+        service_class: ServiceClass,
+        est_device_ms: int,
+        classes: Mapping[ServiceClass, ClassPolicy] = DEFAULT_POLICIES,
+    ) -> Place:
+        """What would be before a job that is submitted now."""
+        return await self._place("", pool, classes, user, service_class, est_device_ms)
+
+    async def _place(
+        self,
+        job_id: str,
+        pool: str,
+        classes: Mapping[ServiceClass, ClassPolicy],
+        *asked: str | int,
+    ) -> Place:
+        shares = json.dumps({name: policy.share for name, policy in classes.items()})
+        ahead, ahead_ms, *running_ms = await self._cell.run("place", job_id, pool, shares, *asked)
         return Place(int(ahead), int(ahead_ms), [int(ms) for ms in running_ms])
 
     async def list(
@@ -211,6 +395,10 @@ def _replica(raw: Mapping[str, str], now_ms: int) -> ReplicaState:
         free=int(raw["free"]),
         age_s=round(max(0, now_ms - int(raw["started_ms"])) / 1000, 1),
     )
+
+
+def _job(flat: Sequence[str]) -> Job | None:
+    return Job.from_hash(dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
 
 
 def _no_video(job_id: str) -> NotFound:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from serving.plan.classes import ServiceClass
+
 
 @dataclass(frozen=True)
 class Resident:
@@ -40,9 +42,10 @@ class Room:
     shapes: Mapping[str, Rows] = field(default_factory=dict)
     delivering: int = 0
 
-    def to_json(self, quantum_s: float) -> str:
-        """As ``lease.lua`` reads it; it preempts no run that is younger than ``quantum_s``."""
-        return json.dumps({**asdict(self), "quantum_ms": 1000 * quantum_s})
+    def to_json(self, quantum_s: float, shares: Mapping[ServiceClass, float]) -> str:
+        """As ``lease.lua`` reads it; it preempts no run that is younger than ``quantum_s``, and
+        gives each class its share."""
+        return json.dumps({**asdict(self), "quantum_ms": 1000 * quantum_s, "shares": shares})
 
 
 IDLE = Room()

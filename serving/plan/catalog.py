@@ -210,6 +210,15 @@ class CostTable(_Strict):
     deliver_s_per_mpixel: float = Field(ge=0, description="H.264 and store, per million output")
 
 
+class PriceTable(_Strict):
+    """Milli-credits of a clip; ``serving/plan/price.py`` has the formula."""
+
+    per_s: int = Field(
+        1000, ge=0, description="for each second of a clip of the default size and steps"
+    )
+    minimum: int = Field(1000, ge=0, description="for a clip, at least")
+
+
 class CheckpointPolicy(_Strict):
     """When a running clip's state is saved. Its final latents are saved always."""
 
@@ -280,6 +289,7 @@ class Model(_Strict):
     load: LoadOptions = LoadOptions()
     video: VideoLimits
     cost: CostTable
+    price: PriceTable = PriceTable()
     placement: Placement = Placement()
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     preview: PreviewPolicy | None = Field(PreviewPolicy(), description="null for none")

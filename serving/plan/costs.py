@@ -185,13 +185,15 @@ class CostModel:
     def observe_encode(self, seconds: float) -> None:
         self._observe(Stage.ENCODE, (), seconds)
 
-    def observe_step(self, tokens: int, rows: int, seconds: float) -> None:
-        """The first step of a forward's shape in this process is left out: it compiles, picks
-        kernels and fills the allocator's cache."""
+    def observe_step(self, tokens: int, rows: int, seconds: float) -> bool:
+        """False if it is left out: the first step of a forward's shape in this process compiles,
+        picks kernels and fills the allocator's cache."""
         size = self._forward(tokens, rows)
-        if size in self._stepped:
+        counts = size in self._stepped
+        if counts:
             self._observe(Stage.STEP, size, seconds)
         self._stepped.add(size)
+        return counts
 
     def observe_decode(self, rendered_pixels: int, seconds: float) -> None:
         self._observe(Stage.DECODE, (rendered_pixels,), seconds)

@@ -106,16 +106,26 @@ class IdempotencyMismatch(RequestError):
 
 class Refused(RequestError):
     """Not now: ``retry_after_s`` says when to ask again. ``should_retry`` is False where clients
-    that repeat a refused request by themselves would do so in vain."""
+    that repeat a refused request by themselves would do so in vain. ``allowance`` is what the user
+    has left, as :mod:`serving.jobs.admission` has it."""
 
     status = 429
     kind = "rate_limit_error"
     retryable = True
     should_retry: ClassVar[bool] = True
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "",
+        retry_after_s: float | None = None,
+        allowance: object = None,
+    ) -> None:
         super().__init__(message)
+        self.reason = reason
         self.retry_after_s = retry_after_s
+        self.allowance = allowance
 
 
 class RateLimited(Refused):

@@ -6,6 +6,7 @@ so both compute in doubles and in the same order. The clock is an argument.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,12 +34,16 @@ class Contender:
     """A job that wants the device, waiting or resident.
 
     ``total_ms`` is the device time of the whole job alone on a replica, ``remaining_ms`` what is
-    left of it. ``created_ms`` is by the same clock as ``now_ms`` below.
+    left of it. ``created_ms`` is by the same clock as ``now_ms`` below. ``seat`` is where its
+    class puts it: 0 for burst, 1 for standard, 2 for relaxed. A job that is leased because its
+    class is owed device time (:mod:`serving.plan.fair`) has seat -1 until it ends, or what it was
+    given would be taken away again.
     """
 
     created_ms: float
     total_ms: float
     remaining_ms: float
+    seat: int = 0
 
     @property
     def deadline_ms(self) -> float:
@@ -51,8 +56,13 @@ class Contender:
         return self.deadline_ms - self.remaining_ms
 
 
-def rank(job: Contender, now_ms: float) -> float:
-    """Whoever has the least goes first. Least remaining work, with three corrections:
+def rank(job: Contender, now_ms: float) -> tuple[int, float]:
+    """Whoever has the least goes first: the seat decides, then the urgency."""
+    return job.seat, urgency(job, now_ms)
+
+
+def urgency(job: Contender, now_ms: float) -> float:
+    """Among equals, whoever has the least goes first. Least remaining work, with three corrections:
 
     * While a job can be on time, its slack counts a little: of two that are alike, the older.
     * One that cannot be on time any more counts :data:`LATE_FACTOR` times its work, so that its
@@ -86,7 +96,10 @@ ORDERS = (
     Order("work", lambda job: job.remaining_ms),
     Order(
         "age",
-        lambda job: job.remaining_ms + AGING * (job.created_ms + LATE_UNTIL * job.total_ms),
+        # Whole milliseconds: Redis is slow at writing fractions.
+        lambda job: math.floor(
+            job.remaining_ms + AGING * (job.created_ms + LATE_UNTIL * job.total_ms)
+        ),
     ),
 )
 """The job that goes first is among the first few of one of these orders, and :func:`rank` says
@@ -110,11 +123,14 @@ def worth_preempting(
     nobody knows better), ``ran_ms`` how long the victim has had its place, ``preemptions`` how
     often it lost one before, ``cost_ms`` what its checkpoint and its resumption take.
 
-    Only a deadline that is kept by it, and not paid for with the victim's, is worth it; and only
-    when what the winner gains exceeds what the victim and the device lose.
+    A higher class is worth it if the winner would otherwise wait longer than the switch takes.
+    Among equals only a deadline that is kept by it, and not paid for with the victim's, is; and
+    only when what the winner gains exceeds what the victim and the device lose.
     """
     if preemptions >= PREEMPTIONS_MAX or ran_ms < quantum_ms:
         return False
+    if winner.seat < victim.seat:
+        return free_ms > cost_ms
     if not rank(winner, now_ms) < rank(victim, now_ms):
         return False
     saved = now_ms + cost_ms <= winner.latest_start_ms < now_ms + free_ms

@@ -32,7 +32,7 @@ def test_a_frontends_session(stack: Stack, version: str) -> None:
     # A user of its own, so that the two versions do not see each other's videos.
     made = httpx.post(
         f"{stack.url}/v1/admin/keys",
-        json={"user": f"sdk-{version}"},
+        json={"user": f"sdk-{version}", "tier": "unlimited"},
         headers={"authorization": f"Bearer {stack.admin_key}"},
     )
     env["OPENAI_API_KEY"] = made.json()["key"]

@@ -70,6 +70,8 @@ class Survivor:
             assert self.clip(done) == self.expected
             assert done["attempts"] == 1
         after = self.pool()["counts"]
+        # On a slow machine one of them may also have been preempted, to save another's deadline.
+        yields += after.get("preempted", 0) - counts.get("preempted", 0)
         assert after["yielded"] == counts.get("yielded", 0) + yields
         assert after["resumed"] == counts.get("resumed", 0) + yields
         assert after.get("lease_lost", 0) == counts.get("lease_lost", 0)

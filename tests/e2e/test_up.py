@@ -35,9 +35,12 @@ def test_a_restart_keeps_jobs_clips_and_keys_and_leaves_nothing_running(tmp_path
         assert stack.interrupt() == 0
         assert gone(everything) == []
         assert stack.admin_key is not None
+        admin = {"authorization": f"Bearer {stack.admin_key}"}
 
     with up(data_dir) as again, again.client() as client:
         assert (again.api_key, again.admin_key) == (stack.api_key, None)
+        local = client.get("/v1/admin/users/local", headers=admin).json()
+        assert local["tier"] == "unlimited"
         assert client.get(f"/v1/videos/{done}/content").content == clip
         for video_id in (running, *queued):
             assert wait_for(client, video_id)["status"] == "completed"

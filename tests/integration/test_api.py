@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -14,17 +13,15 @@ from urllib.parse import parse_qs
 import httpx
 import pytest
 import pytest_asyncio
-from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from serving.api import ApiSettings, Keys, Services, UrlSigner, create_app
+from serving.api import Services
+from serving.api.keys import DEFAULT_SCOPES, Scope
 from serving.jobs import (
-    CELL,
     Cell,
     CostReader,
     CostStore,
     JobQueue,
-    JobSettings,
     Leases,
     Phase,
 )
@@ -33,11 +30,11 @@ from serving.plan.catalog import Catalog, Model
 from serving.plan.clip import ClipSpec
 from serving.plan.costs import CostModel, output_pixels, rendered_pixels
 from serving.plan.errors import ModelFailed, NotPermitted
+from tests.api import ADMIN, error_of, services_over, serving
 from tests.jobs import LEASE_MS, leased
 
 pytestmark = pytest.mark.asyncio
 
-ADMIN = "the-admin-key"
 CLIP = bytes(range(256)) * 4000
 
 
@@ -46,35 +43,9 @@ def store(tmp_path: Path) -> ArtifactStore:
     return open_store(tmp_path.as_uri())
 
 
-@asynccontextmanager
-async def serving(services: Services) -> AsyncIterator[httpx.AsyncClient]:
-    def connect(settings: ApiSettings) -> AbstractAsyncContextManager[Services]:
-        @asynccontextmanager
-        async def open_them() -> AsyncIterator[Services]:
-            yield services
-
-        return open_them()
-
-    app = create_app(connect, services.settings)
-    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
-    ):
-        yield client
-
-
 @pytest.fixture
 def services(redis: Redis, store: ArtifactStore, demo_model: Model) -> Services:
-    return Services(
-        queue=JobQueue(Cell(redis), JobSettings(queue_max=5)),
-        store=store,
-        keys=Keys(redis, CELL, SecretStr(ADMIN)),
-        signer=UrlSigner(redis, CELL, 60),
-        catalog=Catalog([demo_model]),
-        settings=ApiSettings(body_bytes_max=100_000, cors_origins=["https://front.example"]),
-        costs=CostReader(CostStore(Cell(redis))),
-    )
+    return services_over(redis, store, demo_model)
 
 
 @pytest_asyncio.fixture
@@ -115,13 +86,6 @@ async def complete(services: Services, leases: Leases) -> str:
     result["stages"] = {"encode_s": 0.1, "denoise_s": 0.2, "decode_s": 0.3, "store_s": 0.4}
     await leases.complete(job, result)
     return job.id
-
-
-def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    error: dict[str, Any] = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    return error
 
 
 # Creating.
@@ -306,14 +270,248 @@ async def test_keys_are_made_listed_and_revoked_by_the_admin_alone(
     assert error_of(bad, 400)["param"] == "user"
 
 
-async def test_the_stored_admin_key_works_until_one_is_configured(redis: Redis) -> None:
-    stored = Keys(redis, CELL)
-    key = await stored.make_admin_key()
-    assert key is not None
-    assert await stored.make_admin_key() is None
-    assert await stored.is_admin(key)
-    assert not await stored.is_admin("")
-    assert not await Keys(redis, CELL, SecretStr(ADMIN)).is_admin(key)
+async def key_of(
+    services: Services, user: str, *scopes: Scope, tier: str | None = None
+) -> dict[str, str]:
+    """The header with a new key of theirs."""
+    _, key = await services.keys.create(user, scopes or DEFAULT_SCOPES, tier)
+    return {"authorization": f"Bearer {key}"}
+
+
+EVERYTHING = (
+    ("POST", "/v1/videos", Scope.GENERATE),
+    ("POST", "/v1/videos/video_x/cancel", Scope.GENERATE),
+    ("DELETE", "/v1/videos/video_x", Scope.GENERATE),
+    ("GET", "/v1/videos", Scope.READ),
+    ("GET", "/v1/videos/video_x", Scope.READ),
+    ("GET", "/v1/videos/video_x/content", Scope.READ),
+    ("HEAD", "/v1/videos/video_x/content", Scope.READ),
+    ("POST", "/v1/admin/keys", Scope.ADMIN),
+    ("GET", "/v1/admin/keys", Scope.ADMIN),
+    ("POST", "/v1/admin/keys/0123456789ab/rotate", Scope.ADMIN),
+    ("DELETE", "/v1/admin/keys/0123456789ab", Scope.ADMIN),
+    ("GET", "/v1/admin/users", Scope.ADMIN),
+    ("GET", "/v1/admin/users/ann", Scope.ADMIN),
+    ("PUT", "/v1/admin/users/ann", Scope.ADMIN),
+)
+
+
+@pytest.mark.parametrize("scope", [Scope.GENERATE, Scope.READ, Scope.ADMIN])
+async def test_a_key_does_what_its_scope_says_and_no_more(
+    anyone: httpx.AsyncClient, services: Services, scope: Scope
+) -> None:
+    headers = await key_of(services, "ann", scope)
+    for method, path, needed in EVERYTHING:
+        answer = await anyone.request(method, path, headers=headers, json={})
+        assert (answer.status_code == 403) is (needed is not scope), (method, path)
+        if needed is not scope and method != "HEAD":
+            message = error_of(answer, 403)["message"]
+            assert message == f"This needs a key with the scope {needed}; this one has {scope}."
+    assert (await anyone.get("/v1/status", headers=headers)).status_code == 200
+    models = await anyone.get("/v1/models", headers=headers)
+    assert (models.status_code == 403) is (scope is Scope.ADMIN)
+
+
+async def test_every_route_of_the_operator_asks_for_the_scope_admin(
+    anyone: httpx.AsyncClient, services: Services
+) -> None:
+    described = (await anyone.get("/openapi.json")).json()["paths"]
+    headers = await key_of(services, "ann", Scope.GENERATE, Scope.READ, Scope.ACT_AS)
+    routes = [(m, path) for path, ms in described.items() if "/admin/" in path for m in ms]
+    assert len(routes) >= 7
+    for method, path in routes:
+        assert error_of(await anyone.request(method, path, headers=headers), 403), path
+
+
+async def test_the_admin_key_is_for_the_operator_alone(anyone: httpx.AsyncClient) -> None:
+    admin = {"authorization": f"Bearer {ADMIN}"}
+    assert error_of(await anyone.get("/v1/videos", headers=admin), 403)
+    assert error_of(await anyone.get("/v1/models", headers=admin), 403)
+    named = await anyone.get("/v1/videos", headers={**admin, "x-end-user": "ann"})
+    assert "act-as" in error_of(named, 403)["message"]
+    assert (await anyone.get("/v1/admin/keys", headers=admin)).status_code == 200
+
+
+# Acting for end users.
+
+
+async def test_each_end_user_of_a_service_sees_their_own_videos_alone(
+    anyone: httpx.AsyncClient, services: Services, leases: Leases
+) -> None:
+    shop = await key_of(services, "shop", *DEFAULT_SCOPES, Scope.ACT_AS)
+    other = await key_of(services, "other", *DEFAULT_SCOPES, Scope.ACT_AS)
+    ann = {**shop, "x-end-user": "ann"}
+    strangers = [
+        {**shop, "x-end-user": "bob"},
+        {**other, "x-end-user": "ann"},
+        shop,
+        await key_of(services, "ann"),
+    ]
+    answer = await anyone.post("/v1/videos", json={"prompt": "x"}, headers=ann)
+    made = answer.json()["id"]
+    assert await complete(services, leases) == made
+    job = await services.queue.get(made, user="shop/ann")
+    assert job.user == "shop/ann"
+
+    for headers in strangers:
+        for method, path in (
+            ("GET", ""),
+            ("GET", "/content"),
+            ("HEAD", "/content"),
+            ("POST", "/cancel"),
+            ("DELETE", ""),
+        ):
+            answer = await anyone.request(method, f"/v1/videos/{made}{path}", headers=headers)
+            assert answer.status_code == 404, (headers, method, path)
+        assert (await anyone.get("/v1/videos", headers=headers)).json()["data"] == []
+
+    (listed,) = (await anyone.get("/v1/videos", headers=ann)).json()["data"]
+    assert listed["id"] == made
+    content = await anyone.get(f"/v1/videos/{made}/content", headers=ann)
+    assert content.content == CLIP
+    ended = await anyone.post(f"/v1/videos/{made}/cancel", headers=ann)
+    assert error_of(ended, 400)["code"] == "video_already_ended"
+    gone = await anyone.delete(f"/v1/videos/{made}", headers=ann)
+    assert gone.json()["deleted"] is True
+    assert (await anyone.get("/v1/videos", headers=ann)).json()["data"] == []
+
+
+async def test_naming_an_end_user_needs_a_key_that_may(ann: httpx.AsyncClient) -> None:
+    for path in ("/v1/videos", "/v1/videos/video_x/content", "/v1/models", "/v1/status"):
+        for name in ("bob", "", "a b"):
+            error = error_of(await ann.get(path, headers={"x-end-user": name}), 403)
+            assert "--scope act-as" in error["message"]
+    wrong = {"authorization": "Bearer rsk_nobody", "x-end-user": "a b"}
+    assert error_of(await ann.get("/v1/videos", headers=wrong), 401)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "a:jobs", "-a", "a, b", "x" * 65, "ä"])
+async def test_an_end_user_who_is_no_name_is_400(
+    anyone: httpx.AsyncClient, services: Services, name: str
+) -> None:
+    shop = await key_of(services, "shop", *DEFAULT_SCOPES, Scope.ACT_AS)
+    headers = [(b"authorization", shop["authorization"].encode())]
+    named = (b"x-end-user", name.encode("latin-1"))
+    error = error_of(await anyone.get("/v1/videos", headers=[*headers, named]), 400)
+    assert error["param"] == "X-End-User"
+    assert "1 to 64 letters" in error["message"]
+
+
+async def test_two_end_users_at_once_are_none(
+    anyone: httpx.AsyncClient, services: Services
+) -> None:
+    shop = await key_of(services, "shop", *DEFAULT_SCOPES, Scope.ACT_AS)
+    headers = [*shop.items(), ("x-end-user", "ann"), ("x-end-user", "bob")]
+    assert error_of(await anyone.get("/v1/videos", headers=headers), 400)["param"] == "X-End-User"
+
+
+# What the operator does.
+
+
+async def test_a_key_is_rotated_under_its_id(ann: httpx.AsyncClient) -> None:
+    admin = {"authorization": f"Bearer {ADMIN}"}
+    fields = {"user": "carl", "scopes": ["read", "act-as"]}
+    made = (await ann.post("/v1/admin/keys", json=fields, headers=admin)).json()
+    assert (made["scopes"], made["previous_works_until"]) == (["read", "act-as"], None)
+    url = f"/v1/admin/keys/{made['id']}/rotate"
+
+    rotated = (await ann.post(url, headers=admin)).json()
+
+    assert {**rotated, "key": None, "previous_works_until": None} == {**made, "key": None}
+    assert rotated["previous_works_until"] >= made["created_at"] + 24 * 3600
+    for key in (made["key"], rotated["key"]):
+        bearer = {"authorization": f"Bearer {key}"}
+        assert (await ann.get("/v1/videos", headers=bearer)).status_code == 200
+    at_once = (await ann.post(url, json={"grace_s": 0}, headers=admin)).json()
+    for key, status in ((made["key"], 401), (rotated["key"], 401), (at_once["key"], 200)):
+        bearer = {"authorization": f"Bearer {key}"}
+        assert (await ann.get("/v1/videos", headers=bearer)).status_code == status
+    for grace_s in (-1, 30 * 24 * 3600 + 1, "soon", True):
+        bad = await ann.post(url, json={"grace_s": grace_s}, headers=admin)
+        assert error_of(bad, 400)["param"] == "grace_s"
+    nowhere = "/v1/admin/keys/000000000000/rotate"
+    assert error_of(await ann.post(nowhere, headers=admin), 404)["code"] == "key_not_found"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"user": "x", "scopes": ["write"]}, "scopes.0"),
+        ({"user": "x", "scopes": []}, "scopes"),
+        ({"user": "x", "scopes": ["act-as"]}, "scopes"),
+        ({"user": "x/y"}, "user"),
+        ({"user": "x", "tier": "gold"}, "tier"),
+        ({"user": "x", "tier": ""}, "tier"),
+    ],
+)
+async def test_a_mistake_makes_neither_key_nor_user(
+    anyone: httpx.AsyncClient, fields: dict[str, Any], param: str
+) -> None:
+    admin = {"authorization": f"Bearer {ADMIN}"}
+    bad = await anyone.post("/v1/admin/keys", json=fields, headers=admin)
+    assert error_of(bad, 400)["param"] == param
+    assert (await anyone.get("/v1/admin/keys", headers=admin)).json()["data"] == []
+    assert (await anyone.get("/v1/admin/users", headers=admin)).json()["data"] == []
+
+
+async def test_users_are_listed_shown_and_given_tiers(anyone: httpx.AsyncClient) -> None:
+    anyone.headers["authorization"] = f"Bearer {ADMIN}"
+    users = "/v1/admin/users"
+    await anyone.post("/v1/admin/keys", json={"user": "shop", "tier": "pro"})
+    for user in ("shop/ann", "shop%2Fbob"):
+        assert error_of(await anyone.get(f"{users}/{user}"), 404)["code"] == "user_not_found"
+        answer = await anyone.put(f"{users}/{user}", json={"tier": "free"})
+        assert answer.json()["tier"] == "free", answer.text
+    assert (await anyone.get(f"{users}/shop/bob")).json()["object"] == "user"
+
+    page = (await anyone.get(users, params={"limit": 2})).json()
+    rest = (await anyone.get(users, params={"limit": 2, "after": page["last_id"]})).json()
+
+    assert [user["id"] for user in page["data"] + rest["data"]] == ["shop", "shop/ann", "shop/bob"]
+    assert [user["tier"] for user in page["data"] + rest["data"]] == ["pro", "free", "free"]
+    assert (page["object"], page["has_more"], rest["has_more"]) == ("list", True, False)
+    assert (page["first_id"], page["last_id"]) == ("shop", "shop/ann")
+    default = (await anyone.put(f"{users}/shop/ann", json={"tier": None})).json()
+    assert default == {**page["data"][1], "tier": None}
+    for limit in (0, 101):
+        assert error_of(await anyone.get(users, params={"limit": limit}), 400)["param"] == "limit"
+    assert error_of(await anyone.get(users, params={"after": "nobody"}), 400)["param"] == "after"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param", "says"),
+    [
+        ("ann", {}, "tier", "required"),
+        ("ann", {"tier": "gold"}, "tier", "free, pro"),
+        ("ann", {"tier": 3}, "tier", "string"),
+        ("ann", {"tier": "pro", "limit": 3}, "limit", "Unknown"),
+        ("a/b/c", {"tier": "pro"}, "user", "SERVICE/NAME"),
+        ("a%20b", {"tier": "pro"}, "user", "letters"),
+    ],
+)
+async def test_a_users_mistake_is_400_and_changes_nothing(
+    anyone: httpx.AsyncClient, path: str, fields: dict[str, Any], param: str, says: str
+) -> None:
+    anyone.headers["authorization"] = f"Bearer {ADMIN}"
+    error = error_of(await anyone.put(f"/v1/admin/users/{path}", json=fields), 400)
+    assert error["param"] == param
+    assert says in error["message"]
+    assert (await anyone.get("/v1/admin/users")).json()["data"] == []
+
+
+async def test_what_an_operator_changes_is_logged_with_their_name(
+    anyone: httpx.AsyncClient, services: Services, caplog: pytest.LogCaptureFixture
+) -> None:
+    info, key = await services.keys.create("olga", {Scope.ADMIN})
+    headers = {"authorization": f"Bearer {key}"}
+    with caplog.at_level("INFO", "serving.api.auth"):
+        await anyone.get("/v1/admin/users", headers=headers)
+        await anyone.put("/v1/admin/users/ann", json={"tier": "pro"}, headers=headers)
+        await anyone.delete(f"/v1/admin/keys/{key}", headers=headers)
+    assert caplog.messages == [
+        f"admin: PUT '/v1/admin/users/ann' by olga, key {info.id}",
+        f"admin: DELETE '/v1/admin/keys/rsk_{info.id}_…' by olga, key {info.id}",
+    ]
 
 
 # Looking.
@@ -540,8 +738,8 @@ async def test_media_is_not_compressed(ann: httpx.AsyncClient, content_url: str)
 
 async def test_pages_of_configured_origins_may_call(ann: httpx.AsyncClient) -> None:
     asks = {
-        "access-control-request-method": "POST",
-        "access-control-request-headers": "authorization, x-stainless-lang",
+        "access-control-request-method": "PUT",
+        "access-control-request-headers": "authorization, x-end-user, x-stainless-lang",
     }
     for origin, allowed in (("https://front.example", True), ("https://other.example", False)):
         preflight = await ann.options("/v1/videos", headers={"origin": origin, **asks})
@@ -708,19 +906,9 @@ async def test_every_answer_names_its_request(ann: httpx.AsyncClient) -> None:
     assert error_of(await ann.put("/v1/videos"), 405)["code"] == "method_not_allowed"
 
 
-async def test_redis_away_is_503_and_not_ready(
-    services: Services, store: ArtifactStore, demo_model: Model
-) -> None:
+async def test_redis_away_is_503_and_not_ready(store: ArtifactStore, demo_model: Model) -> None:
     away: Redis = Redis(port=1, decode_responses=True)
-    lost = Services(
-        JobQueue(Cell(away)),
-        store,
-        Keys(away, CELL),
-        UrlSigner(away, CELL, 60),
-        services.catalog,
-        services.settings,
-        CostReader(CostStore(Cell(away))),
-    )
+    lost = services_over(away, store, demo_model)
     async with serving(lost) as client:
         headers = {"authorization": "Bearer rsk_000000000000_" + "0" * 40}
         for path in ("/readyz", "/metrics", "/v1/videos"):

@@ -35,7 +35,7 @@ from serving.plan.errors import (
     StaleLease,
 )
 from serving.plan.rank import Contender
-from tests.jobs import LEASE_MS, leased, spec, submit
+from tests.jobs import LEASE_MS, SHARES, leased, spec, submit
 
 pytestmark = pytest.mark.asyncio
 
@@ -70,7 +70,7 @@ async def test_a_lease_whose_answer_was_lost_is_the_same_lease(
     queue: JobQueue, cell: Cell, leases: Leases
 ) -> None:
     job, other = await submit(queue), await submit(queue)
-    room = IDLE.to_json(1)
+    room = IDLE.to_json(1, SHARES)
     first = await cell.run("lease", "demo-wan", "r1", LEASE_MS, "token", 3, "", room)
     again = await cell.run("lease", "demo-wan", "r1", LEASE_MS, "token", 3, "", room)
     assert again[1:] == first[1:]
@@ -100,7 +100,7 @@ async def test_a_full_queue_refuses_and_writes_nothing(cell: Cell, redis: Redis)
     queue = JobQueue(cell, JobSettings(queue_max=1))
     await submit(queue)
     before = set(await redis.keys("*"))
-    with pytest.raises(QueueFull, match="1 jobs already wait"):
+    with pytest.raises(QueueFull, match="As many jobs already wait"):
         await submit(queue)
     assert set(await redis.keys("*")) == before
 
@@ -373,7 +373,8 @@ async def test_an_ended_job_is_forgotten_with_everything_about_it(
     limits = JobSettings(retention_s=1, garbage_s=0)
     queue, upkeep = JobQueue(cell, limits), Upkeep(cell, limits)
     await submit(queue)
-    empty = {"schema", "seq", "fence", "pools", "ended:demo-wan", "seen", "garbage"}
+    pools = {f"{name}:demo-wan" for name in ("ended", "backlog", "fair")}
+    empty = {"schema", "seq", "fence", "pools", "seen", "garbage", *pools}
     job = await leased(leases)
     await leases.complete(job, {})
     assert await upkeep.tidy() == 0
@@ -487,7 +488,7 @@ async def test_a_submission_wakes_a_listener(queue: JobQueue, leases: Leases) ->
         job = await submit(queue)
         wake = await asyncio.wait_for(waiting, 5)
     assert isinstance(wake, Wake)
-    assert wake.job == Contender(job.created_ms, 1000, 1000)
+    assert wake.job == Contender(job.created_ms, 1000, 1000, seat=1)
     assert wake.now_ms == job.created_ms
 
 

@@ -22,8 +22,8 @@ from serving.jobs import (
     State,
 )
 from serving.plan.errors import CheckpointCorrupt
-from serving.plan.rank import Contender, rank
-from tests.jobs import LEASE_MS, leased, submit
+from serving.plan.rank import Contender, urgency
+from tests.jobs import LEASE_MS, SHARES, leased, submit
 
 pytestmark = pytest.mark.asyncio
 
@@ -141,7 +141,7 @@ async def test_a_place_in_a_long_queue_is_about_right(cell: Cell, redis: Redis) 
         assert place.ahead == at
         before = sum(job.left_device_ms for job in jobs[:at])
         assert place.ahead_ms == pytest.approx(before, rel=0.1)
-        assert sum(each["calls"] for each in calls.values()) < 10, "whoever waits polls"
+        assert sum(each["calls"] for each in calls.values()) < 30, "whoever waits polls"
     # They are long enough that their ranks are still the order of their work.
     places = [await queue.place(job) for job in jobs[126:130]]
     assert [place.ahead for place in places] == [126, 127, 128, 129]
@@ -157,7 +157,7 @@ async def test_a_run_that_is_only_stored_is_not_waited_for(queue: JobQueue, leas
 
 
 def _rank(job: Job) -> tuple[float, int]:
-    return rank(
+    return urgency(
         Contender(job.created_ms, job.est_device_ms, job.left_device_ms), job.created_ms
     ) + 0.2 * job.created_ms, job.seq
 
@@ -274,7 +274,7 @@ async def test_a_swap_whose_answer_was_lost_is_the_same_swap(queue: JobQueue, ce
     victim = await long_run(queue, full)
     await submit(queue)
     await submit(queue)
-    args = ("demo-wan", "r1", LEASE_MS, "token", 3, "", room(victim, free=0).to_json(0))
+    args = ("demo-wan", "r1", LEASE_MS, "token", 3, "", room(victim, free=0).to_json(0, SHARES))
     first = await cell.run("lease", *args)
     assert first
     assert (await cell.run("lease", *args))[1:] == first[1:]
@@ -288,7 +288,7 @@ async def test_a_swap_whose_answer_was_lost_and_whose_winner_went_is_undone(
     full = replica(cell, "r1")
     victim = await long_run(queue, full)
     winner = await submit(queue)
-    args = ("demo-wan", "r1", LEASE_MS, "token", 3, "", room(victim, free=0).to_json(0))
+    args = ("demo-wan", "r1", LEASE_MS, "token", 3, "", room(victim, free=0).to_json(0, SHARES))
     assert await cell.run("lease", *args)
     await queue.cancel(winner.id, user="ann")
     for _ in range(2):
@@ -462,6 +462,6 @@ async def test_a_full_replica_does_not_empty_for_a_job_that_runs_alone(
     await submit(queue, est_device_ms=2000)
     assert await got(full, room(long, free=0)) is None
     assert await got(roomy, room(other, cheap=16, most=16)) is None
-    assert await redis.get(cell.key("emptying", "demo-wan")) == "roomy"
+    assert str(await redis.get(cell.key("emptying", "demo-wan"))).startswith("roomy ")
     await roomy.complete(other, {})
     assert await got(roomy, Room()) == "suspect"

@@ -170,7 +170,8 @@ class Walk:
         assert set(leased) == {i for i, job in jobs.items() if job.state is State.IN_PROGRESS}
         assert queued == sorted(queued, key=lambda i: jobs[i].seq), "they keep their places"
         for order in ORDERS:
-            places = await redis.zrange(key("queued", "demo-wan", order.name), 0, -1)
+            line = key("line", "demo-wan", "standard", "ann", order.name)
+            places = await redis.zrange(line, 0, -1)
             waiting = [jobs[place.split(" ")[-1]] for place in places]
             assert {job.id for job in waiting} == set(queued)
             assert waiting == sorted(waiting, key=lambda job: (order.score(_wants(job)), job.seq))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
-from serving.plan.rank import ORDERS, Contender, rank, worth_preempting
+from serving.plan.rank import ORDERS, Contender, urgency, worth_preempting
 
 pytestmark = pytest.mark.asyncio
 
@@ -34,7 +35,7 @@ local function exact(number) return string.format('%.17g', number) end
 local out = {}
 while at < #ARGV do
 """
-RANKS = READ + "  out[#out + 1] = exact(rank(unpack(take(4))))\nend\nreturn out"
+RANKS = READ + "  out[#out + 1] = exact(urgency(unpack(take(4))))\nend\nreturn out"
 SCORES = (
     READ
     + """
@@ -45,7 +46,7 @@ return out"""
 WORTH = (
     READ
     + """
-  local winner, victim = take(3), take(3)
+  local winner, victim = take(4), take(4)
   out[#out + 1] = worth_preempting(winner, victim, unpack(take(6))) and 1 or 0
 end
 return out"""
@@ -71,6 +72,10 @@ def contender(draw: random.Random) -> Contender:
     return Contender(draw.choice([created, NOW_MS - ms(draw, 1e6)]), total, remaining)
 
 
+def seated(draw: random.Random) -> Contender:
+    return replace(contender(draw), seat=draw.choice([0, 0, 0, 1, 2]))
+
+
 def plain(job: Contender) -> tuple[float, float, float]:
     return job.created_ms, job.total_ms, job.remaining_ms
 
@@ -86,7 +91,7 @@ async def test_the_rank_in_lua_is_the_rank_in_python(redis: Redis, seed: int) ->
     draw = random.Random(seed)  # noqa: S311
     jobs = [(contender(draw), NOW_MS + draw.choice([0, ms(draw, 1e6)])) for _ in range(CALLS)]
     found = await evaluate(redis, RANKS, [(*plain(job), now) for job, now in jobs])
-    assert [float(each) for each in found] == [rank(job, now) for job, now in jobs]
+    assert [float(each) for each in found] == [urgency(job, now) for job, now in jobs]
     waits = {
         (now > job.latest_start_ms, now - job.created_ms > 4 * job.total_ms) for job, now in jobs
     }
@@ -114,11 +119,11 @@ async def test_a_preemption_worth_it_in_python_is_worth_it_in_lua(redis: Redis) 
     rows: list[tuple[float, ...]] = []
     expected: list[bool] = []
     for _ in range(CALLS * ROUNDS):
-        winner, victim = contender(draw), contender(draw)
+        winner, victim = seated(draw), seated(draw)
         free_ms = draw.choice([victim.remaining_ms, ms(draw, 60_000)])
         ran_ms, quantum_ms = ms(draw, 60_000), draw.choice([0, 1000, ms(draw, 1000)])
         cost_ms, preemptions = draw.choice([0, ms(draw, 5_000)]), draw.randrange(4)
-        rows.append((*plain(winner), *plain(victim), NOW_MS))
+        rows.append((*plain(winner), winner.seat, *plain(victim), victim.seat, NOW_MS))
         rows[-1] += (free_ms, ran_ms, preemptions, quantum_ms, cost_ms)
         expected.append(
             worth_preempting(

@@ -14,8 +14,10 @@ import pytest
 import redis
 
 from deployments.redis_server import RedisServer, find_redis_server
+from serving.jobs import Cell, JobQueue
 from serving.plan.errors import ConfigError
 from tests import tools
+from tests.jobs import submit
 
 
 def test_without_any_the_error_is_the_one_line_fix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +47,13 @@ def test_a_folder_with_a_space_and_durable_settings(tmp_path: Path) -> None:
     client.close()
     server.stop()
     assert not server.running
+
+
+@pytest.mark.asyncio
+async def test_a_job_with_long_prompts_is_one_block_of_memory(queue: JobQueue, cell: Cell) -> None:
+    job = await submit(queue, prompt="a red ball " * 180, negative_prompt="a blue ball " * 160)
+    encoding = await cell.redis.object("encoding", cell.key("job", job.id))
+    assert encoding in ("ziplist", "listpack"), "not a hash table"
 
 
 def test_an_older_server_does_not_start_on_a_newer_ones_data(tmp_path: Path) -> None:

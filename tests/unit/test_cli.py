@@ -24,6 +24,7 @@ from typer.testing import CliRunner, Result
 
 from deployments.cli import client
 from deployments.cli.main import app
+from deployments.cli.output import when
 
 VIDEO_ID = "video_" + "0123456789abcdef" * 2
 CLIP = b"not really an MP4 " * 5000
@@ -50,6 +51,7 @@ class Script:
     def __init__(self) -> None:
         self.answers: dict[str, list[Answer]] = {}
         self.requests: dict[str, list[Any]] = defaultdict(list)
+        self.idempotency_keys: list[str] = []
         self.url = ""
 
     def on(self, route: str, *answers: Answer) -> None:
@@ -85,6 +87,9 @@ def video(status: str = "queued", **fields: Any) -> dict[str, Any]:
         "phase": None,
         "step": 0,
         "attempts": 0,
+        "service_tier": "auto",
+        "class": "standard",
+        "usage": {"gpu_seconds": 0.0, "from": "allowance"},
         "queue_position": None,
         "eta_seconds": None,
         "size_bytes": None,
@@ -120,6 +125,19 @@ def failed() -> dict[str, Any]:
     return video("failed", attempts=3, error=problem)
 
 
+def made_key(**fields: Any) -> dict[str, Any]:
+    return {
+        "object": "api_key",
+        "id": "0123456789ab",
+        "user": "ann",
+        "scopes": ["generate", "read"],
+        "created_at": 1_780_000_000,
+        "previous_works_until": None,
+        "key": KEY,
+        **fields,
+    }
+
+
 def error(status: int, code: str, message: str, **headers: str) -> Answer:
     body = {"error": {"message": message, "type": "x_error", "param": None, "code": code}}
     return Answer(body, status, {"x-request-id": "req_1", **headers})
@@ -137,6 +155,8 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Script]:
             route = f"{self.command} {self.path.partition('?')[0]}"
             sent = self.rfile.read(int(self.headers.get("content-length", 0)))
             script.requests[route].append(json.loads(sent) if sent else self.path)
+            if "idempotency-key" in self.headers:
+                script.idempotency_keys.append(self.headers["idempotency-key"])
             answer = script.next(route)
             payload = answer.payload()
             if answer.cut is None or answer.cut > 0:
@@ -149,7 +169,7 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Script]:
             if answer.cut is not None:
                 self.close_connection = True
 
-        do_GET = do_POST = do_DELETE = answer
+        do_GET = do_POST = do_PUT = do_DELETE = answer
 
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing."""
@@ -259,14 +279,81 @@ def test_trouble_that_lasts_ends_with_how_to_go_on(
     assert f"reelserve jobs download {VIDEO_ID} --wait" in result.stderr
 
 
-def test_a_submission_is_never_sent_twice(finished: Script) -> None:
+def test_a_lost_answer_is_asked_for_again_under_the_same_key(finished: Script) -> None:
     finished.on("POST /v1/videos", Answer(cut=0), Answer(queued()))
+
+    result = reelserve("submit", "a red ball", "--no-wait")
+
+    assert (result.exit_code, result.stdout) == (0, f"{VIDEO_ID}\n"), result.stderr
+    first, second = finished.idempotency_keys
+    assert first == second
+    assert "trying again" in result.stderr
+
+
+def test_each_submission_has_a_key_of_its_own_or_the_one_it_is_given(finished: Script) -> None:
+    for arguments in ((), (), ("--idempotency-key", "order-7/1")):
+        assert reelserve("submit", "a red ball", "--no-wait", *arguments).exit_code == 0
+
+    one, other, given = finished.idempotency_keys
+    assert one != other
+    assert given == "order-7/1"
+
+
+@pytest.mark.parametrize("key", ["", "two words", "naïve", "k" * 256, "line\nbreak"])
+def test_a_key_that_no_header_can_carry_is_a_usage_error(finished: Script, key: str) -> None:
+    result = reelserve("submit", "a red ball", "--idempotency-key", key)
+
+    assert (result.exit_code, finished.requests) == (2, {})
+
+
+def test_an_answer_that_never_comes_ends_with_the_key_to_try_again_with(
+    finished: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "PATIENCE_S", 0.0)
+    finished.on("POST /v1/videos", Answer(cut=0))
+
+    result = reelserve("submit", "a red ball", "--idempotency-key", "order-7/1")
+
+    assert result.exit_code == 1
+    assert len(finished.requests["POST /v1/videos"]) == 1
+    assert "--idempotency-key order-7/1" in result.stderr
+
+
+def test_a_submission_that_reaches_nobody_is_not_repeated(
+    api: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REELSERVE_URL", "http://127.0.0.1:9")
+
+    result = reelserve("submit", "a red ball")
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "reelserve: cannot reach Reelserve at http://127.0.0.1:9; is `reelserve up` running?\n"
+    )
+
+
+def test_a_full_queue_is_waited_for(finished: Script) -> None:
+    full = error(429, "queue_full", "The queue is full.", retry_after="1")
+    finished.on("POST /v1/videos", full, Answer(queued()))
+
+    result = reelserve("submit", "a red ball", "--no-wait", "--service-tier", "flex")
+
+    assert result.exit_code == 0, result.stderr
+    assert [sent["service_tier"] for sent in finished.requests["POST /v1/videos"]] == ["flex"] * 2
+
+
+@pytest.mark.parametrize(
+    "headers", [{"retry_after": "20", "x_should_retry": "false"}, {"retry_after": "3600"}]
+)
+def test_a_quota_that_is_used_up_is_told_at_once(finished: Script, headers: dict[str, str]) -> None:
+    used_up = error(429, "insufficient_quota", "All 30 are used.", **headers)
+    finished.on("POST /v1/videos", used_up, Answer(queued()))
 
     result = reelserve("submit", "a red ball")
 
     assert result.exit_code == 1
     assert len(finished.requests["POST /v1/videos"]) == 1
-    assert "may have been accepted all the same: reelserve jobs list" in result.stderr
+    assert "All 30 are used. (insufficient_quota" in result.stderr
 
 
 def test_a_broken_download_starts_over_and_leaves_nothing_behind(
@@ -492,8 +579,7 @@ def test_the_base_url_of_an_sdk_works(api: Script, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_new_key_stands_alone_on_stdout(api: Script) -> None:
-    made = {"object": "api_key", "id": "0123456789ab", "user": "ann", "created_at": 1, "key": KEY}
-    api.on("POST /v1/admin/keys", Answer(made))
+    api.on("POST /v1/admin/keys", Answer(made_key()))
 
     people, machines = (
         reelserve("keys", "create", "--user", "ann"),
@@ -502,7 +588,57 @@ def test_a_new_key_stands_alone_on_stdout(api: Script) -> None:
 
     assert people.stdout == f"{KEY}\n"
     assert KEY not in people.stderr
-    assert json.loads(machines.stdout) == made
+    assert "speaks for ann and may generate, read" in people.stderr
+    assert json.loads(machines.stdout) == made_key()
+    assert api.requests["POST /v1/admin/keys"] == [{"user": "ann"}] * 2
+
+
+def test_a_key_is_made_with_what_was_asked(api: Script) -> None:
+    api.on("POST /v1/admin/keys", Answer(made_key(scopes=["read", "act-as"])))
+
+    asked = ("--user", "ann", "--scope", "read", "--scope", "act-as", "--tier", "pro")
+    result = reelserve("keys", "create", *asked)
+
+    assert result.exit_code == 0, result.stderr
+    sent = {"user": "ann", "scopes": ["read", "act-as"], "tier": "pro"}
+    assert api.requests["POST /v1/admin/keys"] == [sent]
+    assert "may read, act-as" in result.stderr
+
+
+def test_keys_are_listed_with_what_they_may_do(api: Script) -> None:
+    rotated = made_key(scopes=["admin"], previous_works_until=1_790_000_000)
+    api.on("GET /v1/admin/keys", Answer({"object": "list", "data": [made_key(), rotated]}))
+
+    people, machines = reelserve("keys", "list"), reelserve("keys", "list", "--json")
+
+    _, _, first, second = people.stdout.splitlines()
+    assert "generate, read" in first
+    assert "admin" in second
+    assert str(when(1_790_000_000)) in second
+    assert json.loads(machines.stdout)["data"][1] == rotated
+
+
+@pytest.mark.parametrize(
+    ("grace", "grace_s"),
+    [([], 86400), (["--grace", "90"], 90), (["--grace", "7d"], 604800), (["--grace", "0"], 0)],
+)
+def test_a_rotated_key_stands_alone_on_stdout(api: Script, grace: list[str], grace_s: int) -> None:
+    route = "POST /v1/admin/keys/0123456789ab/rotate"
+    api.on(route, Answer(made_key(previous_works_until=1_790_000_000)))
+
+    result = reelserve("keys", "rotate", KEY, *grace)
+
+    assert (result.exit_code, result.stdout) == (0, f"{KEY}\n"), result.stderr
+    assert api.requests[route] == [{"grace_s": grace_s}]
+    until = f"works until {when(1_790_000_000)}" if grace_s else "has ended"
+    assert f"The secret before {until}" in result.stderr
+
+
+@pytest.mark.parametrize("grace", ["", "soon", "-1", "1w", "1.5h"])
+def test_a_grace_that_is_no_time_is_a_usage_error(api: Script, grace: str) -> None:
+    result = reelserve("keys", "rotate", "0123456789ab", "--grace", grace)
+    assert (result.exit_code, "24h" in result.stderr) == (2, True)
+    assert not api.requests
 
 
 def test_revoking_by_the_key_sends_only_its_id(api: Script) -> None:
@@ -512,6 +648,57 @@ def test_revoking_by_the_key_sends_only_its_id(api: Script) -> None:
 
     assert result.exit_code == 0, result.stderr
     assert result.output == "0123456789ab revoked\n"
+
+
+def user(name: str, tier: str | None) -> dict[str, Any]:
+    return {"object": "user", "id": name, "tier": tier, "created_at": 1_790_000_000}
+
+
+def test_users_are_listed_with_their_tiers(api: Script) -> None:
+    page = {
+        "object": "list",
+        "data": [user("shop", "pro"), user("shop/ann", None)],
+        "first_id": "shop",
+        "last_id": "shop/ann",
+        "has_more": True,
+    }
+    api.on("GET /v1/admin/users", Answer(page))
+
+    people = reelserve("users", "list", "--limit", "2", "--after", "ann")
+    machines = reelserve("users", "list", "--json")
+
+    _, _, first, second = people.stdout.splitlines()
+    assert (first.split()[:2], "the default one" in second) == (["shop", "pro"], True)
+    assert "reelserve users list --limit 2 --after shop/ann" in people.stderr
+    assert "limit=2&after=ann" in api.requests["GET /v1/admin/users"][0]
+    assert json.loads(machines.stdout) == page
+
+
+def test_an_end_user_is_shown_and_given_a_tier(api: Script) -> None:
+    route = "/v1/admin/users/shop/ann"
+    api.on(f"GET {route}", Answer(user("shop/ann", None)))
+    api.on(f"PUT {route}", Answer(user("shop/ann", "pro")), Answer(user("shop/ann", None)))
+
+    shown = reelserve("users", "show", "shop/ann")
+    given = reelserve("users", "set", "shop/ann", "--tier", "pro")
+    taken = reelserve("users", "set", "shop/ann", "--default-tier", "--json")
+
+    assert "the default one" in shown.stdout
+    assert (given.exit_code, "pro" in given.stdout) == (0, True), given.stderr
+    assert json.loads(taken.stdout)["tier"] is None
+    assert api.requests[f"PUT {route}"] == [{"tier": "pro"}, {"tier": None}]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["ann"], ["ann", "--tier", "pro", "--default-tier"], ["ann/", "--tier", "pro"]],
+    ids=["no tier", "two tiers", "no name"],
+)
+def test_setting_what_is_no_tier_or_no_user_is_a_usage_error(
+    api: Script, arguments: list[str]
+) -> None:
+    assert reelserve("users", "set", *arguments).exit_code == 2
+    assert not api.requests
 
 
 def test_status_shows_each_pool(api: Script) -> None:
@@ -537,6 +724,38 @@ def test_status_shows_each_pool(api: Script) -> None:
     assert "demo-wan on NVIDIA H200: estimates off by step 3%" in people.stdout
     assert json.loads(machines.stdout)["ready"] is True
     assert json.loads(machines.stdout)["pools"]["demo-wan"] == pool
+
+
+def test_tiers_in_force_are_shown_beside_what_is_wrong_with_the_file(api: Script) -> None:
+    tier = {
+        "generations_per_day": 30,
+        "gpu_seconds_per_day": 3600.0,
+        "models": ["demo-wan", "sora-2"],
+        "class": "standard",
+        "surge": None,
+    }
+    answer = {
+        "object": "tiers",
+        "file": "/etc/reelserve/tiers.yaml",
+        "changed_at": 1_790_000_000,
+        "error": "/etc/reelserve/tiers.yaml line 3, tiers.free.weight: should be …",
+        "tiers": {"free": tier, "pro": {**tier, "surge": {"generations_per_day": 5}}},
+        "default_tier": "free",
+        "time_zone": "UTC",
+    }
+    api.on("GET /v1/admin/tiers", Answer(answer))
+
+    people, machines = reelserve("tiers", "show"), reelserve("tiers", "show", "--json")
+
+    rows = {row.split()[0]: row.split()[1:] for row in people.stdout.splitlines() if row.strip()}
+    assert people.exit_code == 0
+    assert rows["free*"] == ["pro"]
+    assert rows["gpu_seconds_per_day"] == ["3600", "3600"]
+    assert rows["models"] == ["demo-wan,", "sora-2"] * 2
+    assert rows["surge.generations_per_day"] == ["-", "5"]
+    assert "From /etc/reelserve/tiers.yaml, in force since 20" in people.stdout
+    assert "is not in force: /etc/reelserve/tiers.yaml line 3" in people.stderr
+    assert json.loads(machines.stdout) == answer
 
 
 @pytest.mark.parametrize("video_id", ["", "..", "../admin/keys", "a b"])

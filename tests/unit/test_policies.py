@@ -218,7 +218,7 @@ def test_a_comparison_names_every_policy_in_every_figure() -> None:
 
 
 def test_a_lease_looks_at_as_many_heads_as_the_queue_does() -> None:
-    lua = (files("serving.jobs") / "lua" / "lease.lua").read_text()
+    lua = (files("serving.jobs") / "lua" / "_choice.lua").read_text()
     found = re.search(r"^local ([\w, ]*\bHEADS\b[\w, ]*) = ([\d, ]+)$", lua, re.MULTILINE)
     assert found
     names, values = (part.split(", ") for part in found.groups())

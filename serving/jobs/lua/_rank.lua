@@ -11,8 +11,8 @@ local function latest_start_ms(created_ms, total_ms, remaining_ms)
   return created_ms + SLO_FACTOR * total_ms - remaining_ms
 end
 
--- Whoever has the least goes first.
-local function rank(created_ms, total_ms, remaining_ms, now_ms)
+-- Among equals, whoever has the least goes first.
+local function urgency(created_ms, total_ms, remaining_ms, now_ms)
   local start_ms = latest_start_ms(created_ms, total_ms, remaining_ms)
   if now_ms <= start_ms then
     return remaining_ms + SLACK_WEIGHT * (start_ms - now_ms)
@@ -34,18 +34,31 @@ local ORDERS = {
 local function order_scores(created_ms, total_ms, remaining_ms)
   return {
     remaining_ms,
-    remaining_ms + AGING * (created_ms + LATE_UNTIL * total_ms),
+    math.floor(remaining_ms + AGING * (created_ms + LATE_UNTIL * total_ms)),
   }
 end
 
--- winner and victim are {created_ms, total_ms, remaining_ms}.
+-- a and b have a seat, an urgency and a seq; equals go by age.
+local function goes_first(a, b)
+  if a.seat ~= b.seat then
+    return a.seat < b.seat
+  elseif a.urgency ~= b.urgency then
+    return a.urgency < b.urgency
+  end
+  return a.seq < b.seq
+end
+
+-- winner and victim are {created_ms, total_ms, remaining_ms, seat}.
 local function worth_preempting(winner, victim, now_ms, free_ms, ran_ms, preemptions,
     quantum_ms, cost_ms)
   if preemptions >= PREEMPTIONS_MAX or ran_ms < quantum_ms then
     return false
   end
-  if not (rank(winner[1], winner[2], winner[3], now_ms)
-      < rank(victim[1], victim[2], victim[3], now_ms)) then
+  if winner[4] ~= victim[4] then
+    return winner[4] < victim[4] and free_ms > cost_ms
+  end
+  if not (urgency(winner[1], winner[2], winner[3], now_ms)
+      < urgency(victim[1], victim[2], victim[3], now_ms)) then
     return false
   end
   local start_ms = latest_start_ms(winner[1], winner[2], winner[3])

@@ -3,8 +3,9 @@
 -- there to be had. The token is new for each call: the same one again is a call whose answer was
 -- lost, and gets the same answer.
 --
--- room is what the replica has room for, as JSON (serving/jobs/room.py). The waiting jobs are looked
--- at in the order of their rank, and the first that is of use here is leased:
+-- room is what the replica has room for, as JSON (serving/jobs/room.py). The classes are looked at in
+-- the order that fairness gives them, and in each the waiting jobs in the order of their rank; the
+-- first that is of use here is leased:
 --   an idle replica takes any;
 --   a busy one takes a job that can share the forward of the run that leads there, or that ranks
 --   before all of them and so leads itself; any other stays for the first replica that gets free;
@@ -15,7 +16,7 @@
 -- empties for it, and asks for no other while it runs it.
 -- For HOLD_MS after it was queued, a job is left to an idle replica if there is one (unless it
 -- costs this one next to nothing), and to the one that still has its latents in memory.
-local HOLD_MS, HEADS, RUNNING, EMPTYING_S = 500, 32, 64, 10
+local HOLD_MS, RUNNING, EMPTYING_MS = 500, 64, 10000
 local pool, replica, lease_ms, token = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local attempts_max, room = tonumber(ARGV[5]), cjson.decode(ARGV[7])
 
@@ -36,43 +37,17 @@ end
 reap(pool, attempts_max, ARGV[6])
 local now = now_ms()
 
-local function contender(id, remaining_ms, ...)
-  local got = redis.call('HMGET', key('job', id), 'created_ms', 'est_device_ms', 'left_device_ms',
-    'seq', ...)
-  local created_ms, total_ms = tonumber(got[1]), tonumber(got[2])
-  remaining_ms = remaining_ms or tonumber(got[3])
-  local job = {id = id, seq = tonumber(got[4]), contender = {created_ms, total_ms, remaining_ms},
-    rank = rank(created_ms, total_ms, remaining_ms, now)}
-  return job, unpack(got, 5)
-end
-
-local function goes_first(a, b)
-  if a.rank ~= b.rank then
-    return a.rank < b.rank
-  end
-  return a.seq < b.seq
-end
-
--- The first few jobs that wait, by rank.
-local function waiting()
-  local seen, jobs = {}, {}
-  for _, order in ipairs(ORDERS) do
-    for _, place in ipairs(redis.call('ZRANGE', key('queued', pool, order.name), 0, HEADS - 1)) do
-      local id = string.match(place, '(%S+)$')
-      if not seen[id] then
-        local job, shape, rows, queued_ms, holder, attempts =
-          contender(id, nil, 'shape', 'rows', 'queued_ms', 'holder', 'attempts')
-        job.shape, job.rows, job.holder = shape, tonumber(rows), holder
-        attempts = tonumber(attempts or 0)
-        job.alone = attempts > 0 and attempts + 1 >= attempts_max
-        job.fresh = now - tonumber(queued_ms) < HOLD_MS
-        seen[id] = true
-        jobs[#jobs + 1] = job
-      end
+-- The first few jobs of a class that wait, by rank.
+local function waiting(class)
+  local next_waiting = each_waiting(pool, class, now)
+  return function()
+    local job = next_waiting()
+    if job then
+      job.alone = job.attempts > 0 and job.attempts + 1 >= attempts_max
+      job.fresh = now - job.queued_ms < HOLD_MS
     end
+    return job
   end
-  table.sort(jobs, goes_first)
-  return jobs
 end
 
 -- The runs of this replica, by rank; and whether one is on its way out, so that its slot gets free.
@@ -81,7 +56,8 @@ local function resident()
   for _, each in ipairs(room.runs) do
     if fence_holds(each.id, tostring(each.fence)) then
       local run, shape, rows, leased_ms, preempted, leaves =
-        contender(each.id, each.left_ms, 'shape', 'rows', 'leased_ms', 'preempted', 'leaving')
+        contender(each.id, now, each.left_ms, nil, 'shape', 'rows', 'leased_ms', 'preempted',
+          'leaving')
       leaving = leaving or leaves == tostring(each.fence)
       run.fence, run.shape, run.rows = each.fence, shape, tonumber(rows)
       run.ran_ms, run.preempted = now - tonumber(leased_ms), tonumber(preempted or 0)
@@ -138,24 +114,28 @@ local function left_to_another(job, runs, how)
 end
 
 local function empties_here()
-  local by = redis.call('GET', key('emptying', pool))
-  if by and by ~= replica then
+  local by, till = string.match(redis.call('GET', key('emptying', pool)) or '', '^(%S+) (%d+)$')
+  if by and by ~= replica and now < tonumber(till) then
     return false
   end
-  redis.call('SET', key('emptying', pool), replica, 'EX', EMPTYING_S)
+  redis.call('SET', key('emptying', pool), string.format('%s %.0f', replica, now + EMPTYING_MS))
   return true
 end
 
 local function first_that_joins(runs)
-  for _, job in ipairs(waiting()) do
-    if job.alone and (#runs > 0 or room.delivering > 0) then
-      if empties_here() then
-        return
-      end
-    else
-      local how = joins(job, runs)
-      if how and not left_to_another(job, runs, how) then
-        return job
+  local credits = credits_of(pool)
+  for _, class in ipairs(class_order(credits, waiting_classes(pool))) do
+    for job in waiting(class) do
+      job.seat = credits[class] > 0 and OWED_SEAT or job.seat
+      if job.alone and (#runs > 0 or room.delivering > 0) then
+        if empties_here() then
+          return
+        end
+      else
+        local how = joins(job, runs)
+        if how and not left_to_another(job, runs, how) then
+          return job
+        end
       end
     end
   end
@@ -174,10 +154,10 @@ local function free_in_ms()
   return least or 0
 end
 
--- The job to run in the place of which run, or nothing.
-local function swap(runs)
+-- The run that ranks last of those that may be preempted, and the others.
+local function last_run(runs)
   local victim
-  local jobs, others = waiting(), {}
+  local others = {}
   for i = #runs, 1, -1 do
     local run = runs[i]
     if not victim and run.denoises and run.ran_ms >= room.quantum_ms
@@ -187,32 +167,46 @@ local function swap(runs)
       table.insert(others, 1, run)
     end
   end
-  if not victim or not jobs[1] or not goes_first(jobs[1], victim) then
-    return
-  end
-  local free_ms = free_in_ms()
-  for _, job in ipairs(jobs) do
-    if job.alone then
-      return
-    end
-    local worth = worth_preempting(job.contender, victim.contender, now, free_ms, victim.ran_ms,
-      victim.preempted, room.quantum_ms, victim.switch_ms)
-    if worth and joins(job, others) and not left_to_another(job, runs, 'dear') then
-      return job, victim
+  return victim, others
+end
+
+-- The job to run in the place of which run, or nothing. That a class is owed is no reason to preempt.
+local function swap(runs)
+  local victim, others = last_run(runs)
+  local free_ms
+  for _, class in ipairs(CLASSES) do
+    local could = victim and SEATS[class] <= victim.seat
+    for job in could and waiting(class) or function() end do
+      if job.alone or not goes_first(job, victim) then
+        break
+      end
+      free_ms = free_ms or free_in_ms()
+      local worth = worth_preempting(job.contender, victim.contender, now, free_ms, victim.ran_ms,
+        victim.preempted, room.quantum_ms, victim.switch_ms)
+      if worth and joins(job, others) and not left_to_another(job, runs, 'dear') then
+        return job, victim
+      end
     end
   end
 end
 
-local function grant(id, victim)
+local function grant(job, victim, classes)
+  local id, class, fair = job.id, job.class, key('fair', pool)
+  local owed = fair_field(pool, class, 'credit') > 0
+  local least = tonumber(redis.call('ZRANGE', key('ready', pool, class), 0, 0, 'WITHSCORES')[2])
+  if least > fair_field(pool, class, 'reached') then
+    redis.call('HSET', fair, class .. ':reached', least)
+  end
   dequeue(id, pool)
   redis.call('ZREM', key('idle', pool), replica)
   local fence = redis.call('INCR', key('fence'))
   redis.call('HSET', key('job', id), 'state', 'in_progress', 'replica', replica,
     'fence', fence, 'phase', 'encode', 'leased_ms', now, 'holder', '',
-    'remaining_ms', job_field(id, 'left_device_ms'),
+    'seat', owed and OWED_SEAT or SEATS[class], 'remaining_ms', job_field(id, 'left_device_ms'),
     'step', job_field(id, 'checkpoint_step') or 0)
   redis.call('HINCRBY', key('job', id), 'attempts', 1)
   redis.call('HSETNX', key('job', id), 'started_ms', now)
+  charge(id, pool, classes, room.shares, job.tenant.is_least)
   lease_until(id, pool, now + lease_ms)
   redis.call('SET', key('last_lease', replica),
     table.concat({token, id, fence, victim}, ' '), 'EX', 3600)
@@ -220,17 +214,34 @@ local function grant(id, victim)
 end
 
 local runs, leaving = resident()
-if room.free > 0 then
-  local job = first_that_joins(runs)
-  return job and grant(job.id, '-') or {}
-elseif leaving then
-  return {}
+
+local function choose()
+  if room.free > 0 then
+    return first_that_joins(runs)
+  elseif not leaving then
+    return swap(runs)
+  end
 end
-local job, victim = swap(runs)
+
+local job, victim = choose()
+-- A tier may allow less by now than when its tenants were put among the ready.
+local parked = 0
+while job and not may_run_another(job.tenant.user) do
+  park_or_wake(job.tenant.user)
+  parked = parked + 1
+  if parked == CANDIDATES then
+    return {}
+  end
+  job, victim = choose()
+end
 if not job then
   return {}
+end
+local classes = waiting_classes(pool)
+if not victim then
+  return grant(job, '-', classes)
 end
 redis.call('HINCRBY', key('job', victim.id), 'preempted', 1)
 redis.call('HSET', key('job', victim.id), 'leaving', victim.fence)
 count(pool, 'preempted')
-return grant(job.id, victim.id .. '/' .. victim.fence)
+return grant(job, victim.id .. '/' .. victim.fence, classes)

@@ -1,21 +1,115 @@
--- submit(id, user, pool, alias, spec, shape, rows, est_device_ms, queued_max, retention_ms) -> the
--- job's hash, or {} when the pool already holds queued_max waiting jobs; then nothing was written.
+-- submit(id, user, pool, alias, spec, shape, rows, est_device_ms, queued_max, retention_ms, service_tier,
+-- body, idempotency_key, idempotent_ms, retried, retry_ms, inside, beyond, generations, gpu_ms,
+-- queued_jobs, per_minute, days, surge_generations, surge_inside, surge_ms, dry) -> {outcome, …}; '' is none
+--   {'accepted', limits, "seq created_ms class from"}; if dry, it would be, and nothing is written
+--   {'replayed', limits, the job's hash or {} if it was deleted, the stored response or ''}
+--   {'mismatch'}: the key was used for another body
+--   {'rate' | 'pool' | 'own' | 'generations' | 'gpu' | 'priority', limits, in how long (ms, or -1)}
+-- limits: as _admission.lua has them. The whole waterfall: replay, rate, own bound, allowance, (credits,)
+-- relaxed, bound of the pool, refuse. What is refused leaves nothing behind but its count against the rate.
 -- Safe to repeat with the same id after a lost answer: the job is there once.
-local id, user, pool, alias, spec = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local shape, rows, est_device_ms = ARGV[6], ARGV[7], ARGV[8]
-local queued_max, retention_ms = tonumber(ARGV[9]), ARGV[10]
+-- The pool's queue holds queued_max jobs, the last of them only of the higher classes.
+-- It is the one script whose rate bounds all others, so it asks nothing twice.
+local QUEUE_SHARE = {burst = 1, standard = 0.9, relaxed = 0.8}
+local id, user, pool, alias, spec, shape, rows, est, queued_max, retention_ms, service_tier, body,
+  idempotency_key, idempotent_ms, retried, retry_ms, inside, beyond, generations, gpu_ms, queued_jobs,
+  per_minute, days, surge_generations, surge_inside, surge_ms, dry = unpack(ARGV)
+local now, est_device_ms = now_ms(), tonumber(est)
+local limits = limits_now(user, pool, now, days, per_minute, surge_ms)
 
-if job_field(id, 'seq') then
-  return redis.call('HGETALL', key('job', id))
+-- Who was here already.
+local seq, created_ms, was_class, was_from =
+  unpack(redis.call('HMGET', key('job', id), 'seq', 'created_ms', 'class', 'from'))
+if seq then
+  return {'accepted', limits_told(limits),
+    table.concat({seq, created_ms, was_class, was_from}, ' ')}
 end
-if redis.call('ZCARD', key('queued', pool)) >= queued_max then
-  return {}
+local remembered = idempotency_key ~= '' and key('idempotent', user, idempotency_key)
+if remembered then
+  local of_body, job = string.match(redis.call('GET', remembered) or '', '^(%S+) (%S+)$')
+  if of_body and of_body ~= body then
+    return {'mismatch'}
+  elseif of_body then
+    return {'replayed', limits_told(limits), redis.call('HGETALL', key('job', job)),
+      redis.call('GET', key('answer', user, idempotency_key)) or ''}
+  end
 end
-local seq = redis.call('INCR', key('seq'))
-redis.call('HSET', key('job', id), 'id', id, 'user', user, 'pool', pool, 'alias', alias,
-  'spec', spec, 'shape', shape, 'rows', rows, 'est_device_ms', est_device_ms,
-  'left_device_ms', est_device_ms, 'seq', seq, 'created_ms', now_ms(), 'retention_ms', retention_ms)
+-- A key says it better.
+local same = not remembered and body ~= '' and tonumber(retry_ms) > 0 and key('same', user, body)
+if same and retried ~= '' then
+  local job = redis.call('HGETALL', key('job', redis.call('GET', same) or ''))
+  if #job > 0 then
+    return {'replayed', limits_told(limits), job, ''}
+  end
+end
+
+-- Whether there is room.
+if per_minute ~= '' then
+  local wait_ms = take_rate(limits.rate, dry)
+  if wait_ms then
+    return {'rate', limits_told(limits), wait_ms}
+  end
+end
+if queued_jobs ~= '' and queued_of(user) >= tonumber(queued_jobs) then
+  keep_used(user, limits, dry)
+  return {'own', limits_told(limits), -1}
+end
+
+-- In which class, and at whose expense.
+local short
+if limits.surges then
+  inside = surge_inside ~= '' and surge_inside or inside
+  generations = surge_generations ~= '' and surge_generations or generations
+end
+if generations ~= '' and limits.generations + 1 > tonumber(generations) then
+  short = 'generations'
+elseif gpu_ms ~= '' and limits.gpu_ms + est_device_ms > tonumber(gpu_ms) then
+  short = 'gpu'
+end
+local class, from
+if service_tier == 'flex' and beyond == 'relaxed' then
+  class, from = 'relaxed', 'relaxed'
+elseif service_tier == 'flex' and not short then
+  class, from = 'relaxed', 'allowance'
+elseif service_tier == 'priority' and not short then
+  -- What the tier does not give, credits will have to.
+  class, from = inside == 'burst' and 'burst' or nil, 'allowance'
+  short = 'priority'
+elseif not short then
+  class, from = (service_tier == 'default' and inside == 'burst') and 'standard' or inside, 'allowance'
+elseif service_tier == 'auto' and beyond == 'relaxed' then
+  class, from = 'relaxed', 'relaxed'
+end
+if not class then
+  keep_used(user, limits, dry)
+  local wait_ms = short ~= 'priority' and limits.ends and math.ceil(limits.ends - now) or -1
+  return {short, limits_told(limits), wait_ms}
+elseif redis.call('ZCARD', key('queued', pool)) >= queued_max * QUEUE_SHARE[class] then
+  keep_used(user, limits, dry)
+  return {'pool', limits_told(limits), -1}
+elseif dry == '1' then
+  return {'accepted', limits_told(limits), string.format('0 %.0f %s %s', now, class, from)}
+end
+
+-- Yes.
+seq = redis.call('INCR', key('seq'))
+local day = ''
+if from == 'allowance' and limits.day then
+  day = limits.day
+  limits.generations, limits.gpu_ms = limits.generations + 1, limits.gpu_ms + est_device_ms
+end
+keep_used(user, limits)
+redis.call('HSET', key('job', id), 'id', id, 'user', user, 'pool', pool, 'seq', seq, 'state', 'queued',
+  'class', class, 'from', from, 'day', day, 'service_tier', service_tier, 'shape', shape,
+  'rows', rows, 'est_device_ms', est, 'left_device_ms', est, 'created_ms', now, 'queued_ms', now,
+  'retention_ms', retention_ms, 'alias', alias, 'spec', spec)
 redis.call('ZADD', key('user', user, 'jobs'), seq, id)
 redis.call('SADD', key('pools'), pool)
-enqueue(id, pool)
-return redis.call('HGETALL', key('job', id))
+enqueue_new(id, pool, seq, now, est_device_ms, est_device_ms, user, class)
+if remembered then
+  redis.call('SET', remembered, body .. ' ' .. id, 'PX', idempotent_ms)
+end
+if same then
+  redis.call('SET', same, id, 'PX', retry_ms)
+end
+return {'accepted', limits_told(limits), string.format('%.0f %.0f %s %s', seq, now, class, from)}

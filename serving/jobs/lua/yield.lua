@@ -1,4 +1,4 @@
--- yield(id, fence, pool, holder) -> 1, or 0 when the fence is stale
+-- yield(id, fence, pool, holder, spent_ms) -> 1, or 0 when the fence is stale
 -- Hands a running job back to the queue. A yield is not an attempt. holder: the replica, if it keeps
 -- the checkpoint in memory, or ''.
 local id, fence, pool = ARGV[1], ARGV[2], ARGV[3]
@@ -7,5 +7,7 @@ if not fence_holds(id, fence) then
 end
 redis.call('HINCRBY', key('job', id), 'attempts', -1)
 count(pool, 'yielded')
+redis.call('HSET', key('job', id), 'spent_ms', ARGV[5])
+settle(id, pool)
 requeue(id, pool, ARGV[4])
 return 1

@@ -1,0 +1,48 @@
+-- Prepended to the scripts that admit jobs or say whether they would: what a user has and may.
+
+-- Jobs of this user that wait, wherever.
+local function queued_of(user)
+  local n = 0
+  for _, where in ipairs(redis.call('SMEMBERS', key('user', user, 'lines'))) do
+    local pool, class = string.match(where, '^(%S+) (%S+)$')
+    n = n + redis.call('ZCARD', line(pool, class, user, ORDERS[1].name))
+  end
+  return n
+end
+
+-- Whether the jobs of this pool that go before relaxed ones take longer to drain than surge_ms.
+local function surges(pool, surge_ms)
+  local burst, standard =
+    unpack(redis.call('HMGET', key('backlog', pool), 'burst:ms', 'standard:ms'))
+  local replicas = math.max(1, redis.call('ZCARD', key('replicas', pool)))
+  return ((burst or 0) + (standard or 0)) / replicas > tonumber(surge_ms)
+end
+
+-- What there is to know of a user's limits: the day and what of it was used, where there are days; the
+-- rate, where it is bounded; whether the pool surges. '' is none.
+local function limits_now(user, pool, now, days, per_minute, surge_ms)
+  local limits = {generations = 0, gpu_ms = 0}
+  if days ~= '' then
+    limits.day, limits.ends = day_of(days, now)
+  end
+  if limits.day or per_minute ~= '' then
+    local paid
+    limits.generations, limits.gpu_ms, paid, limits.fresh = used_of(user, limits.day)
+    if per_minute ~= '' then
+      limits.rate = rate_of(paid, tonumber(per_minute), now)
+    end
+  end
+  limits.surges = surge_ms ~= '' and surges(pool, surge_ms)
+  return limits
+end
+
+-- As Allowance.of reads them, numbers in one string: generations used, device ms used, when the day ends (ms) or -1,
+-- submissions left or -1, in how long all are there again (ms), whether the pool surges.
+local function limits_told(limits)
+  local left, refill_ms = -1, 0
+  if limits.rate then
+    left, refill_ms = rate_left(limits.rate)
+  end
+  return string.format('%.0f %.0f %.0f %.0f %.0f %d', limits.generations, limits.gpu_ms,
+    limits.ends or -1, left, refill_ms, limits.surges and 1 or 0)
+end

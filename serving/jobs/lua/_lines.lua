@@ -1,0 +1,212 @@
+-- Prepended to every script of this room: where jobs wait, and what tenants were leased.
+--
+-- Each user's waiting jobs of a class have lines of their own, so a lease sees the heads of a few
+-- tenants however long the queue is. A user who runs as many jobs as the tier allows is parked: out
+-- of every ready set until one of them ends.
+
+local PLACE = '%012.0f %.0f %.0f %.0f %s'
+
+-- All that the rank of a job that waits needs; none of it changes while it does.
+local function place_of(id)
+  local seq, created, total, left = unpack(redis.call('HMGET', key('job', id), 'seq', 'created_ms',
+    'est_device_ms', 'left_device_ms'))
+  return string.format(PLACE, seq, created, total, left, id)
+end
+
+local function line(pool, class, user, order)
+  return key('line', pool, class, user, order)
+end
+
+-- The weight of a user's tier, and how many jobs it may run at once, or nothing. A tier that is no
+-- longer there counts as the default one.
+local tiers_seen = {}
+local function tier_of(user)
+  local seen = tiers_seen[user]
+  if not seen then
+    local tiers = key('tiers')
+    local own, other = redis.call('HGET', key('user', user), 'tier'), redis.call('HGET', tiers, 'default')
+    seen = {1}
+    for _, tier in ipairs({own or '', other or ''}) do
+      local got = redis.call('HMGET', tiers, tier .. ':weight', tier .. ':running_jobs')
+      if got[1] then
+        seen = {tonumber(got[1]), tonumber(got[2] or nil)}
+        break
+      end
+    end
+    tiers_seen[user] = seen
+  end
+  return seen[1], seen[2]
+end
+
+local function fair_field(pool, class, name)
+  return tonumber(redis.call('HGET', key('fair', pool), class .. ':' .. name) or 0)
+end
+
+local function credits_of(pool)
+  local got = redis.call('HMGET', key('fair', pool), 'burst:credit', 'standard:credit',
+    'relaxed:credit')
+  return {burst = tonumber(got[1] or 0), standard = tonumber(got[2] or 0),
+    relaxed = tonumber(got[3] or 0)}
+end
+
+local function counter_of(pool, class, user)
+  return tonumber(redis.call('ZSCORE', key('counters', pool, class), user) or nil)
+end
+
+local function may_run_another(user)
+  local _, most = tier_of(user)
+  return not most or redis.call('SCARD', key('user', user, 'running')) < most
+end
+
+-- The least counter of those who wait, or nothing; the highest it ever was; the window; the last that
+-- one was lifted to.
+local function levels(pool, class)
+  local got = redis.call('HMGET', key('fair', pool), class .. ':reached', class .. ':window', class .. ':lifted')
+  local least = redis.call('ZRANGE', key('ready', pool, class), 0, 0, 'WITHSCORES')[2]
+  return tonumber(least or nil), tonumber(got[1] or 0), tonumber(got[2] or 0), tonumber(got[3] or -1)
+end
+
+-- To where it was lifted, or woken: a refund of what was charged before does not go below.
+local function lift(pool, class, user, counter)
+  redis.call('ZADD', key('counters', pool, class), counter, user)
+  redis.call('ZADD', key('floors', pool, class), counter, user)
+end
+
+-- The user's first job of this class begins to wait.
+local function make_ready(pool, class, user)
+  local ready = key('ready', pool, class)
+  local least, reached, width, last = levels(pool, class)
+  local had = counter_of(pool, class, user)
+  local counter = lifted(had, least, reached, last, width)
+  if counter ~= had then
+    lift(pool, class, user, counter)
+    redis.call('HSET', key('fair', pool), class .. ':lifted', counter)
+  end
+  if may_run_another(user) then
+    redis.call('ZADD', ready, counter, user)
+  else
+    redis.call('SADD', key('parked'), user)
+  end
+end
+
+-- After one more or one less of the user's jobs runs.
+local function park_or_wake(user)
+  local wakes = may_run_another(user)
+  if not wakes or redis.call('SREM', key('parked'), user) == 1 then
+    for _, where in ipairs(redis.call('SMEMBERS', key('user', user, 'lines'))) do
+      local pool, class = string.match(where, '^(%S+) (%S+)$')
+      if wakes then
+        local least, reached, width = levels(pool, class)
+        local had = counter_of(pool, class, user) or reached
+        local counter = woken(had, least, reached, width)
+        if counter ~= had then
+          lift(pool, class, user, counter)
+        end
+        redis.call('ZADD', key('ready', pool, class), counter, user)
+      else
+        redis.call('ZREM', key('ready', pool, class), user)
+        redis.call('SADD', key('parked'), user)
+      end
+    end
+  end
+end
+
+local function add_to_backlog(pool, class, jobs, ms)
+  redis.call('HINCRBY', key('backlog', pool), class .. ':jobs', jobs)
+  redis.call('HINCRBY', key('backlog', pool), class .. ':ms', ms)
+end
+
+-- Into the user's lines.
+local function enqueue_new(id, pool, seq, created, total, left, user, class)
+  redis.call('ZADD', key('queued', pool), seq, id)
+  local place = string.format(PLACE, seq, created, total, left, id)
+  local scores = order_scores(created, total, left)
+  for i, order in ipairs(ORDERS) do
+    redis.call('ZADD', line(pool, class, user, order.name), scores[i], place)
+  end
+  add_to_backlog(pool, class, 1, left)
+  if redis.call('SADD', key('user', user, 'lines'), pool .. ' ' .. class) == 1 then
+    make_ready(pool, class, user)
+  end
+  redis.call('PUBLISH', key('wake', pool),
+    table.concat({now_ms(), created, total, left, SEATS[class]}, ' '))
+end
+
+-- Back into them.
+local function enqueue(id, pool)
+  local seq, created, total, left, user, class = unpack(redis.call('HMGET', key('job', id), 'seq',
+    'created_ms', 'est_device_ms', 'left_device_ms', 'user', 'class'))
+  enqueue_new(id, pool, seq, tonumber(created), tonumber(total), tonumber(left), user, class)
+end
+
+-- Out of them, if it waits.
+local function dequeue(id, pool)
+  if redis.call('ZREM', key('queued', pool), id) == 0 then
+    return
+  end
+  local place = place_of(id)
+  local left, user, class =
+    unpack(redis.call('HMGET', key('job', id), 'left_device_ms', 'user', 'class'))
+  for _, order in ipairs(ORDERS) do
+    redis.call('ZREM', line(pool, class, user, order.name), place)
+  end
+  add_to_backlog(pool, class, -1, 0 - left)
+  if redis.call('EXISTS', line(pool, class, user, ORDERS[1].name)) == 0 then
+    redis.call('SREM', key('user', user, 'lines'), pool .. ' ' .. class)
+    redis.call('ZREM', key('ready', pool, class), user)
+  end
+end
+
+local function add_to_counter(pool, class, user, ms)
+  local floor = ms < 0 and redis.call('ZSCORE', key('floors', pool, class), user)
+  local counter = corrected(counter_of(pool, class, user) or 0, ms, tonumber(floor or nil))
+  redis.call('ZADD', key('counters', pool, class), counter, user)
+  if redis.call('ZSCORE', key('ready', pool, class), user) then
+    redis.call('ZADD', key('ready', pool, class), counter, user)
+  end
+end
+
+-- A job of this class was leased to run until its end: the tenant and the classes are charged what
+-- that is estimated to take. To be called once it is dequeued, with the classes that waited before, and
+-- whether its tenant had the least counter.
+local function charge(id, pool, waiting, shares, is_least)
+  local user, class, left, spent = unpack(redis.call('HMGET', key('job', id), 'user', 'class',
+    'left_device_ms', 'spent_ms'))
+  local weight = tier_of(user)
+  local credits = after_lease(credits_of(pool), waiting, class, tonumber(left), shares)
+  redis.call('HSET', key('fair', pool), 'burst:credit', credits.burst, 'standard:credit',
+    credits.standard, 'relaxed:credit', credits.relaxed, class .. ':window',
+    window(fair_field(pool, class, 'window'), tonumber(left), weight), class .. ':passed',
+    passed_over(fair_field(pool, class, 'passed'), tonumber(left), weight, is_least))
+  redis.call('HSET', key('job', id), 'charged_ms', left + (spent or 0), 'weight', weight)
+  redis.call('SADD', key('user', user, 'running'), id)
+  add_to_counter(pool, class, user, left / weight)
+  park_or_wake(user)
+end
+
+-- What is left of this job will be leased again, so its class is not to pay for it twice.
+local function unlease_class(id, pool)
+  local class, left = unpack(redis.call('HMGET', key('job', id), 'class', 'left_device_ms'))
+  local credit = fair_field(pool, class, 'credit')
+  if credit < 0 then
+    redis.call('HSET', key('fair', pool), class .. ':credit', math.min(0, credit + left))
+  end
+end
+
+-- A lease ended. The tenant was charged what the job would have spent by its end, over the weight it
+-- had then; now it is known what it has. lost: the work that no checkpoint saved counts as not done.
+local function settle(id, pool, lost)
+  local user, class, charged, weight, spent, left = unpack(redis.call('HMGET', key('job', id), 'user',
+    'class', 'charged_ms', 'weight', 'spent_ms', 'left_device_ms'))
+  redis.call('SREM', key('user', user, 'running'), id)
+  if charged then
+    spent = tonumber(spent or 0)
+    if lost then
+      spent = math.max(0, math.min(spent, charged - left))
+      redis.call('HSET', key('job', id), 'spent_ms', spent)
+    end
+    redis.call('HDEL', key('job', id), 'charged_ms', 'weight')
+    add_to_counter(pool, class, user, (spent - charged) / weight)
+  end
+  park_or_wake(user)
+end

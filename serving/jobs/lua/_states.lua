@@ -1,0 +1,106 @@
+-- Prepended to every script of this room: what each transition of a job does.
+
+-- Progress stays on record until the next lease. holder: the replica that has its checkpoint in
+-- memory, or ''. The job is as old as it was, and has only the work left that its checkpoint does not
+-- save.
+local function requeue(id, pool, holder)
+  redis.call('ZREM', key('leased', pool), id)
+  redis.call('HSET', key('job', id), 'state', 'queued', 'queued_ms', now_ms(), 'phase', '',
+    'remaining_ms', 0, 'holder', holder)
+  unlease_class(id, pool)
+  enqueue(id, pool)
+end
+
+-- What a job that ended did not use of its day's allowance. One that was made counts with what it took, and
+-- so does one that was cancelled once it had begun; of one that we failed nothing counts.
+local function give_back_allowance(id, state)
+  local user, day, est, spent = unpack(redis.call('HMGET', key('job', id), 'user', 'day',
+    'est_device_ms', 'spent_ms'))
+  if day ~= '' then
+    spent = tonumber(spent or 0)
+    local counts = state == 'completed' or (state == 'cancelled' and spent > 0)
+    unuse(user, day, counts and 0 or 1, est - (counts and spent or 0))
+  end
+end
+
+-- The one place that writes a terminal state. Checkpoints and previews of a job that made no clip
+-- are of no use; those of one that did are removed by whoever stored the clip.
+local function finish(id, pool, state, name, value)
+  local now = now_ms()
+  dequeue(id, pool)
+  if redis.call('ZREM', key('leased', pool), id) == 1 then
+    settle(id, pool)
+  end
+  give_back_allowance(id, state)
+  local expires = now + tonumber(job_field(id, 'retention_ms'))
+  redis.call('HSET', key('job', id), 'state', state, 'finished_ms', now, 'expires_ms', expires,
+    'phase', '', 'remaining_ms', 0, name, value)
+  redis.call('HDEL', key('job', id), 'checkpoint', 'checkpoint_step', 'preview', 'preview_step')
+  redis.call('ZADD', key('expiring'), expires, id)
+  redis.call('HINCRBY', key('ended', pool), state, 1)
+  if state ~= 'completed' then
+    redis.call('ZADD', key('garbage'), now, id)
+  end
+end
+
+-- Tell the replica that runs this job, if any, that its fence is no longer valid.
+local function drop_run(id, pool)
+  local fence = job_field(id, 'fence')
+  if fence then
+    redis.call('PUBLISH', key('drop', pool), id .. ' ' .. fence)
+  end
+end
+
+-- Forget an ended job. Its files are garbage from now on.
+local function forget(id)
+  local user = job_field(id, 'user')
+  redis.call('SET', key('gone', id), job_field(id, 'seq') .. ' ' .. user, 'EX', 3600)
+  redis.call('ZREM', key('user', user, 'jobs'), id)
+  redis.call('ZREM', key('expiring'), id)
+  redis.call('DEL', key('job', id))
+  redis.call('ZADD', key('garbage'), now_ms(), id)
+end
+
+-- The replica that ran this job is gone: it returns to its place, or ends as failed with
+-- lost_error once it was tried attempts_max times.
+local function lose(id, pool, attempts_max, lost_error)
+  drop_run(id, pool)
+  count(pool, 'lease_lost')
+  if tonumber(job_field(id, 'attempts')) >= attempts_max then
+    finish(id, pool, 'failed', 'error', lost_error)
+  else
+    -- What its checkpoint does not save is done again, and not at the tenant's expense.
+    settle(id, pool, true)
+    requeue(id, pool, '')
+  end
+end
+
+-- Whoever speaks leaves the time. Replicas and ingresses do so every second or two, so when nobody
+-- did for longer, Redis itself was away: that time does not count against any lease.
+local function speak(now)
+  local said = redis.call('MGET', key('seen'), key('ahead'))
+  local silence, ahead = now - tonumber(said[1] or now), tonumber(said[2] or 0)
+  redis.call('SET', key('seen'), now)
+  if ahead > 0 then
+    local slower = math.min(silence / 10, SLOWER_MS)
+    redis.call('SET', key('ahead'), math.max(0, ahead - slower))
+  end
+  if silence <= SILENCE_MS then
+    return
+  end
+  for _, pool in ipairs(redis.call('SMEMBERS', key('pools'))) do
+    for _, id in ipairs(redis.call('ZRANGE', key('leased', pool), 0, -1)) do
+      lease_until(id, pool, tonumber(job_field(id, 'lease_until_ms')) + silence)
+    end
+  end
+end
+
+-- Take back the jobs of this pool whose lease ran out.
+local function reap(pool, attempts_max, lost_error)
+  local now = now_ms()
+  speak(now)
+  local lapsed = redis.call('ZRANGEBYSCORE', key('leased', pool), '-inf', now, 'LIMIT', 0, 100)
+  for _, id in ipairs(lapsed) do
+    lose(id, pool, attempts_max, lost_error)
+  end
+end

@@ -1,0 +1,134 @@
+"""`reelserve bench admission` and `bench queue`: arithmetic, and tiny runs on a real Redis."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from redis.asyncio import Redis
+from typer.testing import CliRunner
+
+from deployments.cli.main import app
+from deployments.redis_server import RedisServer
+from loadtest.errors import LoadTestError
+from loadtest.queue import admission, backlog
+from loadtest.queue.admission import Turn, bench_admission, summarised
+from loadtest.queue.backlog import bench_queue
+from loadtest.queue.calls import POOL, Submission, Submit, specification
+from loadtest.queue.wire import Incomplete, WireCell, command, parse
+from loadtest.summary import judged
+from serving.jobs import CELL, Cell, JobQueue, Limits, State
+
+TINY = admission.Plan(rounds=2, requests={1: 20, 50: 120})
+SHORT = backlog.Plan(jobs=600, tenants=30, replicas=3, cycles=20, alone=5)
+
+
+def quiet(text: str) -> None:
+    """Progress that nobody reads."""
+
+
+def turn(per_s: float, server_us: float = 10.0, client_share: float = 0.5) -> Turn:
+    return Turn(per_s, 1.0, 2.0, server_us, client_share)
+
+
+def test_a_reply_is_read_whole_or_not_at_all() -> None:
+    reply = b"*4\r\n$8\r\naccepted\r\n:12\r\n$-1\r\n*2\r\n$4\r\na\r\nb\r\n+OK\r\n"
+    assert parse(reply) == ["accepted", 12, None, ["a\r\nb", "OK"]]
+    for end in range(len(reply)):
+        with pytest.raises(Incomplete):
+            parse(reply[:end])
+    with pytest.raises(LoadTestError, match="more than was asked"):
+        parse(reply + b"+OK\r\n")
+    with pytest.raises(LoadTestError, match="OOM command not allowed"):
+        parse(b"-OOM command not allowed\r\n")
+
+
+def test_ratios_are_of_turns_side_by_side() -> None:
+    """The machine got slower half way: a ratio of medians would be of different machines."""
+    turns = {
+        "set": {1: [turn(1000), turn(500), turn(400)], 50: [turn(9000, 5.0, 0.95)]},
+        "admission": {1: [turn(600), turn(250), turn(300)], 50: [turn(1800, 50.0)]},
+    }
+    found = summarised(turns)
+    assert found["admission_vs_set"] == {1: 0.6, 50: 0.2}
+    assert found["admission_vs_set_spread"][1] == [0.5, 0.75]
+    assert found["per_s_50"] == 1800
+    assert found["server_cpu_ratio"][50] == 0.1
+    assert found["client_bound"] == ["set at 50"]
+    met = {name: each["met"] for name, each in found["targets"].items()}
+    assert met == {"admission_vs_set at 1": True, "admission_vs_set at 50": True, "per_s_50": False}
+
+
+def test_targets_are_met_from_above_or_from_below() -> None:
+    found = judged({"rate": 5.0, "delay": 5.0}, at_least={"rate": 5}, at_most={"delay": 4.9})
+    assert found["rate"] == {"target": 5, "found": 5.0, "met": True}
+    assert not found["delay"]["met"]
+
+
+def test_a_request_is_productions_own_with_the_gaps_filled() -> None:
+    cell = WireCell(CELL)
+    spec, new = specification(), Submission("video_1", "ann", 7000, "ab" * 32, "my-key")
+    words = parse(Submit(cell, Limits(), spec, keyed=True).encoded(new))
+    assert words[0] == "EVALSHA"
+    for value in ("video_1", "ann", "7000", "ab" * 32, "my-key", spec.model_dump_json()):
+        assert words.count(value) == 1
+    assert not [word for word in words if word.startswith("<")]
+    unkeyed = parse(Submit(cell, Limits(), spec, keyed=False).encoded(new))
+    assert "my-key" not in unkeyed
+
+
+def test_a_command_counts_bytes_not_letters() -> None:
+    assert command("SET", "ö", 1) == b"*3\r\n$3\r\nSET\r\n$2\r\n\xc3\xb6\r\n$1\r\n1\r\n"
+
+
+@pytest.mark.asyncio
+async def test_every_submission_of_a_run_waits_in_the_queue(
+    redis_server: RedisServer, redis: Redis
+) -> None:
+    found = bench_admission(redis_server.url, TINY, quiet)
+    assert set(found["targets"]) == set(admission.TARGETS)
+    assert found["set"][1]["per_s"] > 0
+    state = (await JobQueue(Cell(redis)).pools([POOL]))[POOL]
+    assert state.queued == (1 + TINY.rounds) * sum(TINY.requests.values())
+    assert await redis.keys(f"{CELL}:used:*"), "each was taken from an allowance"
+
+
+@pytest.mark.asyncio
+async def test_a_redis_that_refuses_ends_the_run(redis_server: RedisServer, redis: Redis) -> None:
+    await redis.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(LoadTestError, match="OOM"):
+            bench_admission(redis_server.url, TINY, quiet)
+    finally:
+        await redis.config_set("maxmemory", "0")
+
+
+@pytest.mark.asyncio
+async def test_as_many_jobs_wait_after_the_leases_as_before(
+    redis_server: RedisServer, redis: Redis
+) -> None:
+    told: list[str] = []
+    found = bench_queue(redis_server.url, SHORT, told.append)
+    assert found["jobs"] == SHORT.jobs
+    assert any("600 of 600 jobs wait" in text for text in told)
+    assert 0 < found["bytes_per_job"] < 10_000
+    calls = {name: each["calls"] for name, each in found["together"].items()}
+    assert calls["finish"] == calls["submit"] == SHORT.replicas * SHORT.cycles
+    assert calls["lease"] >= calls["finish"]
+    # Redis counts the same calls.
+    assert found["evalsha"]["calls"] == sum(calls.values())
+    for each in found["alone"].values():
+        assert 0 < each["redis_share"] < 1
+    state = (await JobQueue(Cell(redis)).pools([POOL]))[POOL]
+    assert (state.queued, state.in_progress) == (SHORT.jobs, 0)
+    assert state.ended[State.COMPLETED] == calls["finish"] + SHORT.alone
+
+
+def test_the_command_prints_one_json_value() -> None:
+    args = ["bench", "queue", "--quick", "--jobs", "1000", "--tenants", "20", "--json"]
+    done = CliRunner().invoke(app, args)
+    assert done.exit_code == 0, done.output
+    value = json.loads(done.stdout)
+    assert (value["jobs"], value["tenants"]) == (1000, 20)
+    assert value["lease_p99_ms"] == value["targets"]["lease_p99_ms"]["found"]
+    assert "appendfsync always" in value["redis"]
