@@ -15,6 +15,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from deployments.housekeeping import keep_house
 from deployments.settings import StackSettings
+from quota.redis_ledger import RedisLedger
 from quota.settings import QuotaSettings
 from quota.tiers import TierFile
 from serving.api import ApiSettings, Keys, Services, UrlSigner, Users
@@ -81,6 +82,7 @@ async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncItera
             queue=queue,
             store=backends.store,
             keys=Keys(backends.redis, CELL, settings.admin_key),
+            ledger=RedisLedger(backends.cell),
             users=Users(backends.redis, CELL, lambda: tiers.current.tiers),
             signer=UrlSigner(backends.redis, CELL, api.content_url_s),
             tiers=tiers,

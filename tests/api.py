@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from deployments.connections import open_services
 from deployments.settings import StackSettings
+from quota.redis_ledger import RedisLedger
 from quota.settings import QuotaSettings
 from quota.tiers import TierFile
 from serving.api import ApiSettings, Keys, Services, UrlSigner, Users, create_app
@@ -42,6 +43,7 @@ def services_over(
         queue=JobQueue(Cell(redis), jobs or JobSettings(queue_max=5)),
         store=store,
         keys=Keys(redis, CELL, SecretStr(ADMIN)),
+        ledger=RedisLedger(Cell(redis)),
         users=Users(redis, CELL, lambda: tiers.current.tiers),
         signer=UrlSigner(redis, CELL, 60),
         tiers=tiers,

@@ -43,6 +43,7 @@ async def submit(
     user: str = "ann",
     job_id: str = "",
     est_device_ms: int = 1000,
+    price: int | None = None,
     limits: Limits = NO_LIMITS,
     wish: Wish = NO_WISH,
     **changes: Any,
@@ -54,6 +55,7 @@ async def submit(
         alias="sora-2",
         spec=spec(**changes),
         est_device_ms=est_device_ms,
+        price=price,
         limits=limits,
         wish=wish,
     )

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from deployments.cli import bench, jobs, keys, loadtest, models, queue, tiers, users
+from deployments.cli import (
+    bench,
+    credits,
+    jobs,
+    keys,
+    ledger,
+    loadtest,
+    models,
+    queue,
+    tiers,
+    users,
+)
 from deployments.cli.output import USER_ENVIRONMENT
 from deployments.cli.status import status
 from deployments.cli.submit import submit
@@ -34,6 +45,8 @@ app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(users.app, name="users")
 app.add_typer(tiers.app, name="tiers")
+app.add_typer(credits.app, name="credits")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(queue.app, name="queue")
 app.add_typer(loadtest.app, name="loadtest")
 app.add_typer(bench.app, name="bench")

@@ -46,6 +46,10 @@ def submit(
         ServiceTier | None,
         typer.Option(help="Who goes first: priority, default or flex; auto is what you have."),
     ] = None,
+    max_credits: Annotated[
+        float | None,
+        typer.Option(min=0, help="Beyond the allowance, credits may pay for it: so many at most."),
+    ] = None,
     idempotency_key: Annotated[
         str | None,
         typer.Option(
@@ -90,6 +94,7 @@ def submit(
         "fps": fps,
         "negative_prompt": negative_prompt,
         "service_tier": service_tier,
+        "max_credits": max_credits,
     }
     given = {name: value for name, value in fields.items() if value is not None}
     with reporting(as_json) as output, Client.as_user() as api:
@@ -113,7 +118,11 @@ def _outlook(outlook: dict[str, Any]) -> str:
     cost = f"{outlook['price']['credits']:g} credits, {outlook['gpu_seconds']:g} GPU-seconds"
     if refusal := outlook["refusal"]:
         return f"{cost}; it would be refused: {refusal['message']}"
-    paid = {"allowance": "the allowance", "relaxed": "nothing: it runs when there is room"}
+    paid = {
+        "allowance": "the allowance",
+        "relaxed": "nothing: it runs when there is room",
+        "credits": "credits",
+    }
     return (
         f"{cost}; class {outlook['class']}, paid from {paid[outlook['from']]}; "
         f"{outlook['queue_position']} jobs before it, done in about {outlook['eta_seconds']:g} s"

@@ -75,11 +75,15 @@ def set_tier(
 
 
 def _path(user: str) -> tuple[str, ...]:
-    """Part by part: a proxy may not let an encoded "/" through."""
+    return ("v1", "admin", "users", *parts_of(user))
+
+
+def parts_of(user: str) -> list[str]:
+    """For a path, part by part: a proxy may not let an encoded "/" through."""
     parts = user.split("/")
     if "" in parts or ".." in parts or "." in parts:
         raise typer.BadParameter("a user is a NAME, an end user is SERVICE/NAME")
-    return ("v1", "admin", "users", *parts)
+    return parts
 
 
 def _facts(user: dict[str, Any]) -> list[tuple[str, object]]:

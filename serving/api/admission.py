@@ -16,6 +16,7 @@ from serving.jobs import Admission, Wish
 from serving.plan.catalog import Model
 from serving.plan.clip import SEED_MAX, ClipSpec
 from serving.plan.errors import InvalidRequest, Refused
+from serving.plan.price import price
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def wanted(services: Services, fields: VideoCreate) -> Wanted:
     model = services.catalog.resolve(alias)
     _check_text_is_enough(model)
     seed = fields.seed if fields.seed is not None else secrets.randbelow(SEED_MAX)
-    asked = fields.model_dump(exclude={"model", "seed", "service_tier"})
+    asked = fields.model_dump(exclude={"model", "seed", "service_tier", "max_credits"})
     return Wanted(model, alias, ClipSpec.resolve(model, **asked, seed=seed))
 
 
@@ -79,9 +80,11 @@ async def admit(
             alias=clip.alias,
             spec=spec,
             est_device_ms=est_device_ms,
+            price=price(model, spec),
             limits=limits,
             wish=wish,
             dry=dry,
         )
     except Refused as error:
-        raise explained(error, Asked(grant, limits, model, est_device_ms), now_ms) from None
+        asked = Asked(grant, limits, model, est_device_ms, wish.service_tier)
+        raise explained(error, asked, now_ms) from None

@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from serving.api import (
     admin,
     content,
+    credits,
     errors,
     estimates,
     health,
@@ -53,8 +54,9 @@ def create_app(
         middleware=middleware,
     )
     errors.install(app)
-    for room in (videos, content, models, estimates, usage, admin, queue, tiers, health):
+    for room in (videos, content, models, estimates, usage, credits, admin, queue, tiers, health):
         app.include_router(room.router)
+    app.include_router(credits.operation)
     return app
 
 

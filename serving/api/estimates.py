@@ -50,7 +50,7 @@ class Outlook(BaseModel):
     service_class: ServiceClass | None = Field(serialization_alias="class")
     paid_from: str | None = Field(
         serialization_alias="from",
-        description="allowance, or relaxed: beyond it, when there is room",
+        description="allowance, relaxed (beyond it, when there is room) or credits",
     )
     queue_position: int | None = Field(description="how many jobs would go before it")
     eta_seconds: float | None
@@ -64,18 +64,17 @@ async def estimate(request: Request, caller: GenerateDep, services: ServicesDep)
     It decides as a submission does, and writes nothing: no rate, no allowance, no job.
     """
     fields = validate(VideoCreate, await read_fields(request))
-    return await _outlook(services, caller, wanted(services, fields), fields.service_tier)
+    wish = Wish(fields.service_tier, fields.max_milli)
+    return await _outlook(services, caller, wanted(services, fields), wish)
 
 
-async def _outlook(
-    services: Services, caller: Caller, clip: Wanted, service_tier: ServiceTier
-) -> Outlook:
+async def _outlook(services: Services, caller: Caller, clip: Wanted, wish: Wish) -> Outlook:
     model, spec = clip.model, clip.spec
     cost = (await services.costs.of(model)).estimate(spec)
     job, place, refusal = None, None, None
     try:
         # Without a key: asked is what it would be, not what it was.
-        job = (await admit(services, caller, "", clip, Wish(service_tier), dry=True)).job
+        job = (await admit(services, caller, "", clip, wish, dry=True)).job
     except Refused as error:
         after_s = error.retry_after_s
         refusal = Refusal(code=error.code, message=error.message, retry_after_s=after_s)
@@ -88,7 +87,7 @@ async def _outlook(
         seconds=str(spec.seconds),
         size=spec.size,
         steps=spec.steps,
-        service_tier=service_tier,
+        service_tier=wish.service_tier,
         price=Price(credits=price(model, spec) / MILLI),
         gpu_seconds=round(cost.device_s, 3),
         accepted=refusal is None,

@@ -30,13 +30,18 @@ RETRIES_HEADER = "x-stainless-retry-count"
 
 
 def wish_of(
-    request: Request, fields: BaseModel, service_tier: ServiceTier, quota: QuotaSettings
+    request: Request,
+    fields: BaseModel,
+    service_tier: ServiceTier,
+    max_credits: int | None,
+    quota: QuotaSettings,
 ) -> Wish:
     """What the headers and the parsed body say of a submission. :class:`InvalidRequest` for a key
     that is none."""
     key = _key(request)
     return Wish(
         service_tier=service_tier,
+        max_credits=max_credits,
         body_sha256=_digest(request, fields),
         idempotency_key=key,
         # Whoever names requests tells equal ones apart.

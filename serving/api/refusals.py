@@ -11,7 +11,15 @@ from quota.days import zone_of
 from serving.api.quota import Grant, left
 from serving.jobs import Allowance, Limits
 from serving.plan.catalog import Model
-from serving.plan.errors import InsufficientQuota, QueueFull, RateLimited, Refused, TooManyQueued
+from serving.plan.classes import ServiceTier
+from serving.plan.errors import (
+    InsufficientCredits,
+    InsufficientQuota,
+    QueueFull,
+    RateLimited,
+    Refused,
+    TooManyQueued,
+)
 
 ROOM_S = 30
 """When to ask again for a place in a queue: nobody knows when there is one."""
@@ -19,12 +27,13 @@ ROOM_S = 30
 
 @dataclass(frozen=True)
 class Asked:
-    """A submission: whose, of which model, and how much work it would have been."""
+    """A submission: whose, of which model, how much work it would have been, and how soon."""
 
     grant: Grant
     limits: Limits
     model: Model
     est_device_ms: int
+    service_tier: ServiceTier
 
 
 def explained(error: Refused, asked: Asked, now_ms: int) -> Refused:
@@ -42,23 +51,16 @@ def explained(error: Refused, asked: Asked, now_ms: int) -> Refused:
     *ways, last = _ways(error, asked, allowance, waiting_helps=bool(again))
     do = f"{', '.join(ways)}, or {last}" if ways else last
     when = when.format(again=again) if again else "No wait changes that."
-    return type(error)(
-        f"{what} {when} {do[0].upper()}{do[1:]}.",
-        reason=error.reason,
-        retry_after_s=after_s,
-        allowance=allowance,
-    )
+    return error.explained(f"{what} {when} {do[0].upper()}{do[1:]}.", after_s)
 
 
 def _retry_after_s(error: Refused, asked: Asked, allowance: Allowance) -> float | None:
     if not isinstance(error, InsufficientQuota):
         return ROOM_S if error.retry_after_s is None else error.retry_after_s
-    never = {
-        "priority": True,
-        "generations": asked.limits.generations == 0,
-        "gpu": asked.est_device_ms > (allowance.gpu_ms or 0),
-    }
-    return None if never[error.reason] else error.retry_after_s
+    too_small = asked.limits.generations == 0 or (
+        allowance.gpu_ms is not None and asked.est_device_ms > allowance.gpu_ms
+    )
+    return None if too_small else error.retry_after_s
 
 
 def _reason(error: Refused, asked: Asked, allowance: Allowance) -> tuple[str, str]:
@@ -80,8 +82,8 @@ def _reason(error: Refused, asked: Asked, allowance: Allowance) -> tuple[str, st
                 f"Too many of your jobs wait: {tier} allows {asked.limits.queued_jobs}.",
                 "There is room when one of them begins; try again {again}.",
             )
-    if error.reason == "priority":
-        what = f"There is no service_tier 'priority' for you: {tier} does not include it."
+    if isinstance(error, InsufficientCredits):
+        what = error.message
     elif error.reason == "gpu":
         what = _gpu_seconds(asked, allowance)
     else:
@@ -104,7 +106,11 @@ def _ways(
         yield "ask for a shorter or smaller clip"
     if error.reason == "generations" and _surges(asked, allowance):
         yield "try again when less waits for it"
-    if error.reason == "priority":
+    if error.reason == "max_credits":
+        yield "give a larger max_credits"
+    elif isinstance(error, InsufficientCredits):
+        yield "ask the operator for credits"
+    if asked.service_tier is ServiceTier.PRIORITY and isinstance(error, InsufficientQuota):
         yield "submit with service_tier 'auto'"
     elif isinstance(error, InsufficientQuota) and asked.limits.beyond == "relaxed":
         yield "submit with service_tier 'flex' to have it made when there is room"

@@ -11,6 +11,8 @@ from serving.api.keys import GRACE_S_DEFAULT, GRACE_S_MAX, Scope
 from serving.jobs import Job, State
 from serving.plan.catalog import Model
 from serving.plan.classes import ServiceClass, ServiceTier
+from serving.plan.errors import InvalidRequest
+from serving.plan.price import MILLI
 
 
 def _text(value: object) -> object:
@@ -37,6 +39,14 @@ Integer = Annotated[int, BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
 
 
+def milli(credits: float, field: str) -> int:
+    """An amount in milli-credits; :class:`InvalidRequest` if it has more than three decimals."""
+    amount = round(credits * MILLI)
+    if amount / MILLI != credits:
+        raise InvalidRequest(f"'{field}' may have three decimals at most.", param=field)
+    return amount
+
+
 class VideoCreate(BaseModel):
     """``POST /v1/videos``. What a model allows is in ``GET /v1/models``."""
 
@@ -56,6 +66,18 @@ class VideoCreate(BaseModel):
         description="who goes first: priority (class burst), default (standard), flex (relaxed, "
         "and sparing the allowance where it can), or auto, what the caller's tier gives",
     )
+    max_credits: Number | None = Field(
+        None,
+        ge=0,
+        le=10**9,
+        allow_inf_nan=False,
+        description="beyond the allowance, credits may pay for it, so many at most",
+    )
+
+    @property
+    def max_milli(self) -> int | None:
+        """``max_credits`` in milli-credits."""
+        return None if self.max_credits is None else milli(self.max_credits, "max_credits")
 
 
 class ErrorBody(BaseModel):
@@ -81,6 +103,7 @@ class Usage(BaseModel):
     paid_from: str = Field(
         serialization_alias="from", description="allowance, relaxed (nothing is counted) or credits"
     )
+    credits: float = Field(description="held for it, and once it has ended, what it cost")
 
 
 class Video(BaseModel):
@@ -159,7 +182,11 @@ def video_of(
         attempts=job.attempts,
         service_tier=job.service_tier,
         service_class=job.service_class,
-        usage=Usage(gpu_seconds=round(job.spent_ms / 1000, 3), paid_from=job.paid_from),
+        usage=Usage(
+            gpu_seconds=round(job.spent_ms / 1000, 3),
+            paid_from=job.paid_from,
+            credits=job.credits / MILLI,
+        ),
         queue_position=queue_position,
         eta_seconds=None if remaining_ms is None else round(remaining_ms / 1000, 1),
         size_bytes=result["artifacts"]["video"]["size_bytes"] if result else None,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from quota.redis_ledger import RedisLedger
 from quota.settings import QuotaSettings
 from quota.tiers import TierFile
 from serving.api.keys import Keys
@@ -26,6 +27,7 @@ class Services:
     store: ArtifactStore
     keys: Keys
     users: Users
+    ledger: RedisLedger
     signer: UrlSigner
     tiers: TierFile
     quota: QuotaSettings

@@ -94,13 +94,19 @@ class Users:
         return UserPage([_info(name, record) for name, record in pairs], len(names) > limit)
 
     async def _put(self, user: str, tier: str | None, *, only_new: bool) -> UserInfo:
-        if not _is_user(user):
-            raise InvalidRequest(
-                f"A user's name is {NAME_RULE}; an end user's is SERVICE/NAME, both so.",
-                param="user",
-            )
+        check_user(user)
         record = await self._accounts.run_for_hash("put_user", user, tier or "", int(only_new))
         return _info(user, record)
+
+
+def check_user(user: str) -> str:
+    """The name of a user or an end user; :class:`InvalidRequest` for what is none."""
+    if not _is_user(user):
+        raise InvalidRequest(
+            f"A user's name is {NAME_RULE}; an end user's is SERVICE/NAME, both so.",
+            param="user",
+        )
+    return user
 
 
 def _is_user(text: str) -> bool:

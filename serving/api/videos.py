@@ -36,7 +36,7 @@ async def create(request: Request, caller: GenerateDep, services: ServicesDep) -
     clip and has the first one's answer.
     """
     fields = validate(VideoCreate, await read_fields(request))
-    wish = wish_of(request, fields, fields.service_tier, services.quota)
+    wish = wish_of(request, fields, fields.service_tier, fields.max_milli, services.quota)
     admission = await admit(services, caller, new_video_id(), wanted(services, fields), wish)
     headers = MutableHeaders(rate_headers(admission.allowance, round(time.time() * 1000)))
     if admission.replayed:

@@ -63,14 +63,26 @@ class Wish:
     ``body_sha256`` identifies the request, in a form that is the same for equal requests. Under an
     ``idempotency_key`` it is made once in ``idempotency_s``; ``retried`` says that the client
     repeats it by itself, which within ``retry_window_s`` is no second request either.
+    ``max_credits`` (milli-credits) says that beyond the allowance the clip may cost that much; a
+    ``priority`` tier says that it may cost what it costs, or at most this.
     """
 
     service_tier: ServiceTier = ServiceTier.AUTO
+    max_credits: int | None = None
     body_sha256: str = ""
     idempotency_key: str | None = None
     retried: bool = False
     idempotency_s: int = 24 * 3600
     retry_window_s: float = 30
+
+
+def may_pay(limits: Limits, wish: Wish) -> bool:
+    """Whether the caller or the tier said that credits may pay beyond the allowance. They never do
+    for what is to be made when there is room."""
+    if wish.service_tier is ServiceTier.FLEX:
+        return False
+    priority = wish.service_tier is ServiceTier.PRIORITY
+    return priority or limits.beyond == "credits" or wish.max_credits is not None
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ REFUSALS = re.compile(r"(^|-)(OOM|MISCONF|READONLY|LOADING|BUSY|NOREPLICAS|MASTE
 for some the client has a class instead. Redis refuses a script's first write or none, so nothing is
 half written."""
 
-SCRIPTS = (
+QUEUE_SCRIPTS = (
     "submit",
+    "submit_paid",
     "cancel",
     "delete",
     "place",
@@ -50,6 +51,12 @@ SCRIPTS = (
     "tidy",
     "recover",
 )
+LEDGER_SCRIPTS = ("grant", "hold", "capture", "release", "reverse", "take", "expire", "balance")
+SCRIPTS = {
+    **dict.fromkeys(QUEUE_SCRIPTS, "serving.jobs"),
+    **dict.fromkeys(LEDGER_SCRIPTS, "quota"),
+}
+"""Each with the room it belongs to."""
 
 
 FRAGMENTS = (
@@ -57,6 +64,8 @@ FRAGMENTS = (
     ("serving.jobs", "_fair"),
     ("serving.jobs", "_keys"),
     ("quota", "_limits"),
+    ("quota", "_ledger"),
+    ("quota", "_settlement"),
     ("serving.jobs", "_lines"),
     ("serving.jobs", "_states"),
     ("serving.jobs", "_choice"),
@@ -65,6 +74,10 @@ FRAGMENTS = (
 """What scripts begin with: each room's own, from what knows nothing to what builds on it."""
 
 
+FILES = {"submit_paid": "submit"}
+"""Where a script is, if it has no file of its own."""
+LEAN = {"submit": {"_ledger"}}
+"""What a script does without: where credits cannot pay, the ledger is not needed."""
 DEFINITION = re.compile(r"local (?:function )?(\w+(?:, \w+)*)")
 
 
@@ -74,8 +87,10 @@ def source(script: str) -> str:
     No others: Redis makes all functions of a script anew at each call, and looks through those of
     all scripts whenever it collects garbage, which a call now and then has to wait for.
     """
-    text = _read("serving.jobs", script)
+    text = _read(SCRIPTS[script], FILES.get(script, script))
     for room, part in reversed(FRAGMENTS):
+        if part in LEAN.get(script, ()):
+            continue
         # Whatever is outermost begins a line, and says "local".
         for piece in reversed(re.split("^(?=local )", _read(room, part), flags=re.MULTILINE)):
             defines = DEFINITION.match(piece)
@@ -110,7 +125,7 @@ class Cell:
         return ":".join((self.name, *parts))
 
     async def run(self, script: str, *args: str | int) -> Any:
-        """``lua/<script>.lua``; :class:`ServiceUnavailable` if Redis does not answer."""
+        """A script of :data:`SCRIPTS`; :class:`ServiceUnavailable` if Redis does not answer."""
         async with self.answers():
             return await self._scripts[script](keys=[self.name], args=list(args))
 

@@ -53,8 +53,10 @@ class Job:
 
     Set at submission: ``id``, ``user``, ``pool`` (the model's id), ``alias`` (the name the
     caller used for it), ``spec``, ``est_device_ms``, ``created_ms``, ``seq`` (order of
-    submission), ``service_tier`` (as asked), ``service_class``, ``paid_from`` (``allowance``, or
-    ``relaxed``: beyond it, at nobody's expense). Set by leases: ``seat`` (in the rank), ``fence``,
+    submission), ``service_tier`` (as asked), ``service_class``, ``paid_from`` (``allowance``,
+    ``relaxed``: beyond it, at nobody's expense, or ``credits``), ``credits`` (held for
+    it, in milli-credits; once it has ended, what it cost). Set by leases: ``seat`` (in the rank),
+    ``fence``,
     ``attempts``, ``lease_until_ms``, ``replica``, ``started_ms`` (of the first lease),
     ``preempted`` (how often). Set by progress: ``phase``, ``step``, ``remaining_ms``,
     ``spent_ms`` (device time so far; of what it shared, its share); ``checkpoint`` and ``preview``
@@ -76,6 +78,7 @@ class Job:
     service_tier: ServiceTier = ServiceTier.AUTO
     service_class: ServiceClass = ServiceClass.STANDARD
     paid_from: str = "allowance"
+    credits: int = 0
     seat: int = 0
     fence: int = 0
     attempts: int = 0
@@ -124,6 +127,7 @@ class Job:
             service_tier=ServiceTier(raw["service_tier"]),
             service_class=ServiceClass(raw["class"]),
             paid_from=raw["from"],
+            credits=int(raw.get("credits", 0)),
             seat=int(raw.get("seat", 0)),
             fence=int(raw.get("fence", 0)),
             attempts=int(raw.get("attempts", 0)),

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quota.tiers import Tiers
-from serving.jobs.admission import Admission, Allowance, Limits, Usage, Wish
+from serving.jobs.admission import Admission, Allowance, Limits, Usage, Wish, may_pay
 from serving.jobs.cell import Cell, error_json
 from serving.jobs.job import Job, State
+from serving.jobs.refused import Asked, refusal
 from serving.jobs.settings import JobSettings
 from serving.jobs.views import Explanation, PoolTop
 from serving.plan.classes import DEFAULT_POLICIES, ClassPolicy, ServiceClass
@@ -21,23 +22,11 @@ from serving.plan.clip import ClipSpec
 from serving.plan.errors import (
     Cancelled,
     IdempotencyMismatch,
-    InsufficientQuota,
     NotFound,
-    QueueFull,
-    RateLimited,
-    Refused,
-    TooManyQueued,
 )
 
 NO_LIMITS = Limits()
 NO_WISH = Wish()
-
-_SHORT = {
-    "generations": "Today's {generations} generations of the tier '{tier}' are used up.",
-    "gpu": "Today's {gpu_s} GPU-seconds of the tier '{tier}' do not suffice for this clip.",
-    "priority": "service_tier 'priority' is not part of the tier '{tier}'. Ask for 'auto', or for "
-    "another tier.",
-}
 
 _CANCELLED = error_json(Cancelled("Cancelled at your request."))
 
@@ -111,18 +100,21 @@ class JobQueue:
         alias: str,
         spec: ClipSpec,
         est_device_ms: int,
+        price: int | None = None,
         limits: Limits = NO_LIMITS,
         wish: Wish = NO_WISH,
         dry: bool = False,
     ) -> Admission:
         """Accept a job, or find the one that this request has made before. If ``dry``, only say
-        whether it would be accepted and how: nothing is written.
+        whether it would be accepted and how: nothing is written. ``price`` is what it costs if it
+        is paid from credits (milli-credits); None: it cannot be.
 
         Raises a :class:`Refused` whose ``allowance`` is the user's :class:`Allowance`, or
         :class:`IdempotencyMismatch`.
         """
+        pays = price is not None and may_pay(limits, wish)
         outcome, *answer = await self._cell.run(
-            "submit",
+            "submit_paid" if pays else "submit",
             job_id,
             user,
             spec.model,
@@ -139,13 +131,15 @@ class JobQueue:
             1000 * wish.idempotency_s,
             "1" if wish.retried else "",
             round(1000 * wish.retry_window_s),
+            price if price is not None and pays else "",
+            "" if wish.max_credits is None else wish.max_credits,
             *limits.arguments(),
             "1" if dry else "",
         )
         match outcome:
             case "accepted":
                 now, said = answer
-                seq, created_ms, service_class, paid_from = said.split()
+                seq, created_ms, service_class, paid_from, credits = said.split()
                 job = Job(
                     id=job_id,
                     user=user,
@@ -160,6 +154,7 @@ class JobQueue:
                     service_tier=wish.service_tier,
                     service_class=ServiceClass(service_class),
                     paid_from=paid_from,
+                    credits=int(credits),
                 )
                 return Admission(job, Allowance.of(limits, now))
             case "replayed":
@@ -172,43 +167,8 @@ class JobQueue:
                     "request.",
                     param="Idempotency-Key",
                 )
-        now, wait_ms = answer
-        raise self._refusal(outcome, spec.model, limits, Allowance.of(limits, now), int(wait_ms))
-
-    def _refusal(
-        self, reason: str, pool: str, limits: Limits, allowance: Allowance, wait_ms: int
-    ) -> Refused:
-        wait_s = wait_ms / 1000 if wait_ms >= 0 else None
-        match reason:
-            case "rate":
-                return RateLimited(
-                    f"{limits.requests_per_minute} submissions a minute are allowed in the tier "
-                    f"'{limits.tier}'. Try again in {max(1, round(wait_s or 0))} s.",
-                    retry_after_s=wait_s,
-                    allowance=allowance,
-                )
-            case "pool":
-                return QueueFull(
-                    f"As many jobs already wait for '{pool}' as may ({self._settings.queue_max}, "
-                    "the last tenth for burst, another for standard). Try again in a minute.",
-                    allowance=allowance,
-                )
-            case "own":
-                return TooManyQueued(
-                    f"{limits.queued_jobs} of your jobs already wait, which is the limit of the "
-                    f"tier '{limits.tier}'. Wait for one of them to begin, or cancel one.",
-                    allowance=allowance,
-                )
-        return InsufficientQuota(
-            _SHORT[reason].format(
-                tier=limits.tier,
-                generations=allowance.generations,
-                gpu_s=(limits.gpu_ms or 0) // 1000,
-            ),
-            reason=reason,
-            retry_after_s=wait_s,
-            allowance=allowance,
-        )
+        asked = Asked(spec.model, limits, wish, price or 0, self._settings.queue_max)
+        raise refusal(outcome, answer, asked)
 
     async def remember(self, user: str, idempotency_key: str, response: str) -> None:
         """Keep what was answered to the first request of a key, for as long as the key counts."""

@@ -6,6 +6,7 @@
     │   ├── NotAuthenticated      401  no key, or a key nobody knows
     │   ├── NotPermitted          403  a key, or a signed URL, that may not do this
     │   ├── NotFound              404  no such thing, or it belongs to somebody else
+    │   ├── LedgerRefused         409  the credit ledger cannot book that; ``code`` says why
     │   ├── PayloadTooLarge       413  the body is larger than the limit
     │   ├── IdempotencyMismatch   422  the key was used before, with another body
     │   └── Refused               429  there is no room for it now; it says when there will be
@@ -13,6 +14,7 @@
     │       ├── QueueFull             the pool holds as many jobs as it may
     │       ├── TooManyQueued         this user has as many jobs waiting as the tier allows
     │       └── InsufficientQuota     the allowance is used up; waiting a little does not help
+    │           └── InsufficientCredits   credits were to pay for it, and cannot
     ├── ServiceUnavailable        503  a part we need is away; try again
     ├── GenerationError           ends a job as failed; never an HTTP error
     │   ├── ModelFailed           the model raised while it made this clip
@@ -35,7 +37,8 @@ succeed later (``retryable``). Clients switch on ``code``; the message is for pe
 
 from __future__ import annotations
 
-from typing import ClassVar
+import copy
+from typing import ClassVar, Self
 
 
 class ReelserveError(Exception):
@@ -90,6 +93,13 @@ class NotFound(RequestError):
     code = "not_found"
 
 
+class LedgerRefused(RequestError):
+    """An amount, a reference or a balance that does not fit. Nothing was booked."""
+
+    status = 409
+    code = "ledger_refused"
+
+
 class PayloadTooLarge(RequestError):
     """The body is larger than the configured limit."""
 
@@ -127,6 +137,12 @@ class Refused(RequestError):
         self.retry_after_s = retry_after_s
         self.allowance = allowance
 
+    def explained(self, message: str, retry_after_s: float | None) -> Self:
+        """The same refusal, in other words."""
+        other = copy.copy(self)
+        other.args, other.message, other.retry_after_s = (message,), message, retry_after_s
+        return other
+
 
 class RateLimited(Refused):
     """More submissions in a minute than the tier allows."""
@@ -152,6 +168,27 @@ class InsufficientQuota(Refused):
     code = "insufficient_quota"
     kind = "insufficient_quota"
     should_retry = False
+
+
+class InsufficientCredits(InsufficientQuota):
+    """Credits were to pay for it: it costs ``price`` and ``balance`` may be spent (milli-credits).
+    ``reason``: ``credits`` (not enough), ``max_credits`` (more than the caller said), ``debt``."""
+
+    code = "insufficient_credits"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "",
+        retry_after_s: float | None = None,
+        allowance: object = None,
+        price: int = 0,
+        balance: int = 0,
+    ) -> None:
+        super().__init__(message, reason=reason, retry_after_s=retry_after_s, allowance=allowance)
+        self.price = price
+        self.balance = balance
 
 
 class ServiceUnavailable(ReelserveError):

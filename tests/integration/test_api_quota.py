@@ -216,15 +216,16 @@ async def test_a_clip_that_no_days_allowance_suffices_for_is_not_to_be_waited_fo
     assert "No wait changes that. Ask for a shorter or smaller clip, or" in error["message"]
 
 
-async def test_priority_that_the_tier_does_not_include_is_not_to_be_waited_for(
+async def test_priority_that_nothing_pays_for_is_not_to_be_waited_for(
     services: Services, tiers: Tiers
 ) -> None:
     await in_tier(services, tiers, generations_per_day=5)
     async with as_user(services) as ann:
         answer = await submit(ann, service_tier="priority")
         error = error_of(answer, 429)
-        assert (error["code"], "retry-after" in answer.headers) == ("insufficient_quota", False)
-        assert "Submit with service_tier 'auto', or ask" in error["message"]
+        assert (error["code"], "retry-after" in answer.headers) == ("insufficient_credits", False)
+        assert "No wait changes that." in error["message"]
+        assert "submit with service_tier 'auto', or ask" in error["message"]
         # It was refused, so it was not counted.
         assert answer.headers["x-ratelimit-remaining-generations"] == "5"
 
@@ -316,10 +317,13 @@ async def test_beyond_the_allowance_a_job_is_relaxed_and_says_so(
         )
         seen = (await ann.get(f"/v1/videos/{running.id}")).json()
 
-    assert (first["class"], first["usage"]) == ("standard", {"gpu_seconds": 0, "from": "allowance"})
+    assert (first["class"], first["usage"]) == (
+        "standard",
+        {"gpu_seconds": 0, "from": "allowance", "credits": 0},
+    )
     assert (second["class"], second["usage"]["from"]) == ("relaxed", "relaxed")
     assert running.id == first["id"]
-    assert seen["usage"] == {"gpu_seconds": 1.5, "from": "allowance"}
+    assert seen["usage"] == {"gpu_seconds": 1.5, "from": "allowance", "credits": 0}
     assert (seen["service_tier"], seen["class"]) == ("auto", "standard")
 
 

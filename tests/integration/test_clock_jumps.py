@@ -13,8 +13,12 @@ import pytest
 from redis.asyncio import Redis
 
 from deployments.redis_server import RedisServer
-from serving.jobs import Cell, JobQueue, JobSettings, Leases, Limits, Phase, State, Upkeep
-from serving.plan.errors import InsufficientQuota, NotFound, RateLimited
+from quota.ledger import EntryType, Kind
+from quota.redis_ledger import RedisLedger
+from quota.verify import verify
+from serving.jobs import Cell, JobQueue, JobSettings, Leases, Limits, Phase, State, Upkeep, Wish
+from serving.plan.classes import ServiceTier
+from serving.plan.errors import InsufficientCredits, InsufficientQuota, NotFound, RateLimited
 from tests.clock import Clock
 from tests.jobs import LEASE_MS, leased, submit, until
 
@@ -210,3 +214,28 @@ async def test_an_hour_forward_counts_as_waited(cell: Cell, queue: JobQueue, tim
     await time.jump(HOUR_S)
     await impatient.tidy()
     assert (await queue.get(job.id, user="ann")).state is State.EXPIRED
+
+
+async def test_credits_end_on_time_and_are_booked_by_upkeep(
+    cell: Cell, queue: JobQueue, upkeep: Upkeep, clock: Clock
+) -> None:
+    ledger = RedisLedger(cell)
+    in_an_hour_ms = 1000 * ((await cell.redis.time())[0] + HOUR_S)
+    await ledger.grant("ann", ref="gift", amount=100, kind=Kind.PROMOTION, expires_ms=in_an_hour_ms)
+    paid = Wish(ServiceTier.PRIORITY)
+    job = await submit(queue, wish=paid, price=60)
+    clock.jump(2 * HOUR_S)
+    with pytest.raises(InsufficientCredits):
+        await submit(queue, wish=paid, price=40)
+    assert (await ledger.balance("ann")).grants == []
+    await upkeep.tidy()
+    await queue.cancel(job.id, user="ann")
+    entries = await ledger.entries()
+    assert [(entry.type, entry.postings.get("cell:expired")) for entry in entries] == [
+        (EntryType.GRANT, None),
+        (EntryType.HOLD, None),
+        (EntryType.EXPIRY, 40),
+        (EntryType.RELEASE, None),
+        (EntryType.EXPIRY, 60),
+    ]
+    assert (await verify(cell)).differences == []

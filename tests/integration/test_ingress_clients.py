@@ -217,6 +217,36 @@ def test_usage_and_what_follows_from_it(ann: str) -> None:
     assert "standard (service tier default)" in shown
 
 
+def test_credits_are_given_spent_and_accounted_for(ann: str) -> None:
+    given = reelserve("credits", "grant", ann, "20", "--reason", "first clips", "--days", "30")
+    assert given.exit_code == 0, given.stderr
+    assert "--ref cli_" in given.stderr
+    again = ("credits", "adjust", ann, "--by", "-5.5", "--reason", "granted twice", "--ref", "oops")
+    assert answer(*again)["credits"]["balance"] == answer(*again)["credits"]["balance"] == 14.5
+    shown = reelserve("credits", "show", ann).stdout
+    assert "14.5" in shown
+    assert "promotion" in shown
+
+    answer("submit", "a red ball", "--no-wait")
+    video = answer("submit", "another", "--no-wait", "--max-credits", "14")
+    assert (video["class"], video["usage"]["from"]) == ("burst", "credits")
+    assert answer("credits", "show", ann)["held"] == video["usage"]["credits"] > 0
+    answer("jobs", "cancel", video["id"])
+    assert answer("credits", "show", ann)["balance"] == 14.5
+
+    verified = reelserve("ledger", "verify")
+    assert verified.exit_code == 0
+    assert verified.stdout == "4 entries. Every balance is what they say.\n"
+    lines = reelserve("ledger", "export").stdout.splitlines()
+    types = [json.loads(line)["type"] for line in lines]
+    assert types == ["grant", "adjustment", "hold", "release"]
+    assert reelserve("ledger", "export", "--format", "csv").stdout.startswith("id,type,user,")
+
+    too_much = reelserve("credits", "adjust", ann, "--by", "-15", "--reason", "x")
+    assert too_much.exit_code == 1
+    assert "Only 14.5 credits may be spent." in too_much.stderr
+
+
 def test_who_waits_and_why(ann: str) -> None:
     video_id = answer("submit", "a red ball", "--no-wait")["id"]
 

@@ -12,6 +12,9 @@ from contextlib import suppress
 import pytest
 from redis.asyncio import Redis
 
+from quota.ledger import Kind
+from quota.redis_ledger import RedisLedger
+from quota.verify import verify
 from serving.jobs import (
     TERMINAL,
     Cell,
@@ -25,8 +28,11 @@ from serving.jobs import (
     Rows,
     State,
     Upkeep,
+    Wish,
 )
 from serving.jobs.job import TRANSITIONS
+from serving.jobs.queue import NO_WISH
+from serving.plan.classes import ServiceClass, ServiceTier
 from serving.plan.errors import CheckpointCorrupt, ModelFailed, NotFound, QueueFull, StaleLease
 from serving.plan.rank import ORDERS, PREEMPTIONS_MAX, Contender
 from tests.jobs import submit
@@ -40,7 +46,8 @@ LIMITS = JobSettings(queue_max=6, garbage_s=0, quantum_s=0)
 class Walk:
     """A few users and replicas, who do anything at any time, stale or not."""
 
-    def __init__(self, seed: int, cell: Cell) -> None:
+    def __init__(self, seed: int, cell: Cell, wish: Wish = NO_WISH, price: int = 0) -> None:
+        self.wish, self.price = wish, price
         self.random = random.Random(seed)  # noqa: S311
         self.cell = cell
         self.queue, self.upkeep = JobQueue(cell, LIMITS), Upkeep(cell, LIMITS)
@@ -49,6 +56,10 @@ class Walk:
         self.known: dict[str, State] = {}
         self.ended: Counter[State] = Counter()
         self.preempted = 0
+
+    @property
+    def service_class(self) -> ServiceClass:
+        return ServiceClass.BURST if self.price else ServiceClass.STANDARD
 
     async def step(self) -> None:
         operation = self.random.choice(
@@ -61,7 +72,9 @@ class Walk:
         await self.check()
 
     async def submit(self, est_device_ms: int = LONG_MS) -> None:
-        job = await submit(self.queue, est_device_ms=est_device_ms)
+        job = await submit(
+            self.queue, est_device_ms=est_device_ms, wish=self.wish, price=self.price
+        )
         self.known[job.id] = State.QUEUED
 
     async def lease(self) -> None:
@@ -170,7 +183,7 @@ class Walk:
         assert set(leased) == {i for i, job in jobs.items() if job.state is State.IN_PROGRESS}
         assert queued == sorted(queued, key=lambda i: jobs[i].seq), "they keep their places"
         for order in ORDERS:
-            line = key("line", "demo-wan", "standard", "ann", order.name)
+            line = key("line", "demo-wan", self.service_class, "ann", order.name)
             places = await redis.zrange(line, 0, -1)
             waiting = [jobs[place.split(" ")[-1]] for place in places]
             assert {job.id for job in waiting} == set(queued)
@@ -193,3 +206,21 @@ async def test_no_walk_leaves_the_table_or_ends_a_job_twice(redis: Redis, seed: 
         await walk.step()
     assert {State.COMPLETED, State.FAILED, State.CANCELLED} <= set(walk.ended)
     assert walk.preempted > 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("seed", range(WALKS // 2))
+async def test_on_no_walk_is_a_clip_paid_twice_or_not_at_all(redis: Redis, seed: int) -> None:
+    cell, price, bought = Cell(redis), 7, 7 * OPERATIONS
+    ledger = RedisLedger(cell)
+    await ledger.grant("ann", ref="pay_1", amount=bought, kind=Kind.PURCHASE)
+    walk = Walk(seed, cell, Wish(ServiceTier.PRIORITY), price)
+    for _ in range(OPERATIONS):
+        await walk.step()
+        active = sum(state not in TERMINAL for state in walk.known.values())
+        balance = await ledger.balance("ann")
+        assert balance.held == price * active
+        spent = bought - balance.spendable - balance.held
+        assert spent == price * walk.ended[State.COMPLETED]
+    assert (await verify(cell)).differences == []
+    assert {State.COMPLETED, State.FAILED, State.CANCELLED} <= set(walk.ended)

@@ -23,6 +23,19 @@ local function give_back_allowance(id, state)
   end
 end
 
+-- What was held for a job that ended is taken if it was made, and else given back.
+local function settle_credits(id, state)
+  local credits = job_field(id, 'credits')
+  if not credits then
+    return
+  elseif state == 'completed' then
+    capture(id, tonumber(credits))
+  else
+    release(id)
+    redis.call('HSET', key('job', id), 'credits', 0)
+  end
+end
+
 -- The one place that writes a terminal state. Checkpoints and previews of a job that made no clip
 -- are of no use; those of one that did are removed by whoever stored the clip.
 local function finish(id, pool, state, name, value)
@@ -32,6 +45,7 @@ local function finish(id, pool, state, name, value)
     settle(id, pool)
   end
   give_back_allowance(id, state)
+  settle_credits(id, state)
   local expires = now + tonumber(job_field(id, 'retention_ms'))
   redis.call('HSET', key('job', id), 'state', state, 'finished_ms', now, 'expires_ms', expires,
     'phase', '', 'remaining_ms', 0, name, value)

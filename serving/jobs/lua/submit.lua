@@ -1,28 +1,32 @@
 -- submit(id, user, pool, alias, spec, shape, rows, est_device_ms, queued_max, retention_ms, service_tier,
--- body, idempotency_key, idempotent_ms, retried, retry_ms, inside, beyond, generations, gpu_ms,
--- queued_jobs, per_minute, days, surge_generations, surge_inside, surge_ms, dry) -> {outcome, …}; '' is none
---   {'accepted', limits, "seq created_ms class from"}; if dry, it would be, and nothing is written
+-- body, idempotency_key, idempotent_ms, retried, retry_ms, price, max_credits, inside, beyond,
+-- generations, gpu_ms, queued_jobs, per_minute, days, surge_generations, surge_inside, surge_ms, dry)
+-- -> {outcome, …}; '' is none
+--   {'accepted', limits, "seq created_ms class from credits"}; if dry, it would be, and nothing is written
 --   {'replayed', limits, the job's hash or {} if it was deleted, the stored response or ''}
 --   {'mismatch'}: the key was used for another body
 --   {'rate' | 'pool' | 'own' | 'generations' | 'gpu' | 'priority', limits, in how long (ms, or -1)}
--- limits: as _admission.lua has them. The whole waterfall: replay, rate, own bound, allowance, (credits,)
--- relaxed, bound of the pool, refuse. What is refused leaves nothing behind but its count against the rate.
+--   {'credits' | 'max_credits' | 'debt', limits, the same, what may be spent, what is owed}: there are not
+--     enough, it costs more than the caller said, or something is owed
+-- limits: as _admission.lua has them. price (milli-credits): '' where nobody said that credits may pay for
+-- it; then the ledger is not needed. The whole waterfall: replay, rate, own bound, allowance,
+-- credits, relaxed, bound of the pool, refuse. What is refused leaves nothing behind but its count against the rate.
 -- Safe to repeat with the same id after a lost answer: the job is there once.
 -- The pool's queue holds queued_max jobs, the last of them only of the higher classes.
 -- It is the one script whose rate bounds all others, so it asks nothing twice.
 local QUEUE_SHARE = {burst = 1, standard = 0.9, relaxed = 0.8}
 local id, user, pool, alias, spec, shape, rows, est, queued_max, retention_ms, service_tier, body,
-  idempotency_key, idempotent_ms, retried, retry_ms, inside, beyond, generations, gpu_ms, queued_jobs,
-  per_minute, days, surge_generations, surge_inside, surge_ms, dry = unpack(ARGV)
+  idempotency_key, idempotent_ms, retried, retry_ms, price, max_credits, inside, beyond, generations,
+  gpu_ms, queued_jobs, per_minute, days, surge_generations, surge_inside, surge_ms, dry = unpack(ARGV)
 local now, est_device_ms = now_ms(), tonumber(est)
 local limits = limits_now(user, pool, now, days, per_minute, surge_ms)
 
 -- Who was here already.
-local seq, created_ms, was_class, was_from =
-  unpack(redis.call('HMGET', key('job', id), 'seq', 'created_ms', 'class', 'from'))
+local seq, created_ms, was_class, was_from, was_credits =
+  unpack(redis.call('HMGET', key('job', id), 'seq', 'created_ms', 'class', 'from', 'credits'))
 if seq then
   return {'accepted', limits_told(limits),
-    table.concat({seq, created_ms, was_class, was_from}, ' ')}
+    table.concat({seq, created_ms, was_class, was_from, was_credits or '0'}, ' ')}
 end
 local remembered = idempotency_key ~= '' and key('idempotent', user, idempotency_key)
 if remembered then
@@ -77,21 +81,41 @@ elseif service_tier == 'priority' and not short then
   short = 'priority'
 elseif not short then
   class, from = (service_tier == 'default' and inside == 'burst') and 'standard' or inside, 'allowance'
-elseif service_tier == 'auto' and beyond == 'relaxed' then
-  class, from = 'relaxed', 'relaxed'
+end
+local credits, balance, owed = 0, 0, 0
+if not class and price ~= '' then
+  credits = tonumber(price)
+  balance, owed = spendable(user, credits)
+  if max_credits ~= '' and credits > tonumber(max_credits) then
+    short = 'max_credits'
+  elseif owed > 0 and credits > 0 then
+    short = 'debt'
+  elseif balance < credits then
+    short = 'credits'
+  else
+    class, from = 'burst', 'credits'
+  end
+end
+if not class and service_tier == 'auto' and beyond == 'relaxed' then
+  class, from, credits = 'relaxed', 'relaxed', 0
 end
 if not class then
   keep_used(user, limits, dry)
   local wait_ms = short ~= 'priority' and limits.ends and math.ceil(limits.ends - now) or -1
-  return {short, limits_told(limits), wait_ms}
+  return {short, limits_told(limits), wait_ms, string.format('%.0f', balance),
+    string.format('%.0f', owed)}
 elseif redis.call('ZCARD', key('queued', pool)) >= queued_max * QUEUE_SHARE[class] then
   keep_used(user, limits, dry)
   return {'pool', limits_told(limits), -1}
 elseif dry == '1' then
-  return {'accepted', limits_told(limits), string.format('0 %.0f %s %s', now, class, from)}
+  return {'accepted', limits_told(limits),
+    string.format('0 %.0f %s %s %.0f', now, class, from, credits)}
 end
 
 -- Yes.
+if credits > 0 then
+  assert(hold(user, id, credits))
+end
 seq = redis.call('INCR', key('seq'))
 local day = ''
 if from == 'allowance' and limits.day then
@@ -103,6 +127,9 @@ redis.call('HSET', key('job', id), 'id', id, 'user', user, 'pool', pool, 'seq', 
   'class', class, 'from', from, 'day', day, 'service_tier', service_tier, 'shape', shape,
   'rows', rows, 'est_device_ms', est, 'left_device_ms', est, 'created_ms', now, 'queued_ms', now,
   'retention_ms', retention_ms, 'alias', alias, 'spec', spec)
+if credits > 0 then
+  redis.call('HSET', key('job', id), 'credits', whole(credits))
+end
 redis.call('ZADD', key('user', user, 'jobs'), seq, id)
 redis.call('SADD', key('pools'), pool)
 enqueue_new(id, pool, seq, now, est_device_ms, est_device_ms, user, class)
@@ -112,4 +139,5 @@ end
 if same then
   redis.call('SET', same, id, 'PX', retry_ms)
 end
-return {'accepted', limits_told(limits), string.format('%.0f %.0f %s %s', seq, now, class, from)}
+return {'accepted', limits_told(limits),
+  string.format('%.0f %.0f %s %s %.0f', seq, now, class, from, credits)}

@@ -57,6 +57,12 @@ for _, user in ipairs(redis.call('SRANDMEMBER', key('parked'), 100)) do
   park_or_wake(user)
 end
 
+-- Credits that nobody used in time.
+local due = redis.call('ZRANGEBYSCORE', key('grants_expiring'), '-inf', now, 'LIMIT', 0, 100)
+for _, ref in ipairs(due) do
+  expire(ref)
+end
+
 local expired = redis.call('ZRANGEBYSCORE', key('expiring'), '-inf', now, 'LIMIT', 0, 100)
 for _, id in ipairs(expired) do
   forget(id)
