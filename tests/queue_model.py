@@ -105,9 +105,12 @@ class Standing:
 
     def raise_to(self, user: str, counter: float) -> bool:
         """Whether that is a change."""
-        if self.counters.get(user) == counter:
+        had = self.counters.get(user)
+        if had == counter:
             return False
-        self.counters[user] = self.floors[user] = counter
+        self.counters[user] = counter
+        if had is not None:  # a new one was charged nothing that could come back
+            self.floors[user] = counter
         return True
 
 

@@ -45,7 +45,7 @@ local function keep_used(user, limits, dry)
     fields = {'day', limits.day, 'generations', limits.generations, 'gpu_ms', limits.gpu_ms}
   end
   if limits.rate then
-    fields[#fields + 1], fields[#fields + 2] = 'paid', limits.rate.paid
+    fields[#fields + 1], fields[#fields + 2] = 'paid', string.format('%.3f', limits.rate.paid)
   end
   if fields[1] then
     redis.call('HSET', used, unpack(fields))

@@ -4,13 +4,16 @@
 -- tenants however long the queue is. A user who runs as many jobs as the tier allows is parked: out
 -- of every ready set until one of them ends.
 
-local PLACE = '%012.0f %.0f %.0f %.0f %s'
+-- All that the rank of a job that waits needs; none of it changes while it does. But for seq they are
+-- texts: what is formatted once need not be again.
+local function place_text(seq, created, total, left, id)
+  return string.format('%012.0f ', seq) .. created .. ' ' .. total .. ' ' .. left .. ' ' .. id
+end
 
--- All that the rank of a job that waits needs; none of it changes while it does.
 local function place_of(id)
   local seq, created, total, left = unpack(redis.call('HMGET', key('job', id), 'seq', 'created_ms',
     'est_device_ms', 'left_device_ms'))
-  return string.format(PLACE, seq, created, total, left, id)
+  return place_text(seq, created, total, left, id)
 end
 
 local function line(pool, class, user, order)
@@ -66,10 +69,13 @@ local function levels(pool, class)
   return tonumber(least or nil), tonumber(got[1] or 0), tonumber(got[2] or 0), tonumber(got[3] or -1)
 end
 
--- To where it was lifted, or woken: a refund of what was charged before does not go below.
-local function lift(pool, class, user, counter)
+-- To where it was lifted, or woken: a refund of what was charged before does not go below. A new one was
+-- charged nothing.
+local function lift(pool, class, user, counter, had)
   redis.call('ZADD', key('counters', pool, class), counter, user)
-  redis.call('ZADD', key('floors', pool, class), counter, user)
+  if had then
+    redis.call('ZADD', key('floors', pool, class), counter, user)
+  end
 end
 
 -- The user's first job of this class begins to wait.
@@ -79,7 +85,7 @@ local function make_ready(pool, class, user)
   local had = counter_of(pool, class, user)
   local counter = lifted(had, least, reached, last, width)
   if counter ~= had then
-    lift(pool, class, user, counter)
+    lift(pool, class, user, counter, had)
     redis.call('HSET', key('fair', pool), class .. ':lifted', counter)
   end
   if may_run_another(user) then
@@ -100,7 +106,7 @@ local function park_or_wake(user)
         local had = counter_of(pool, class, user) or reached
         local counter = woken(had, least, reached, width)
         if counter ~= had then
-          lift(pool, class, user, counter)
+          lift(pool, class, user, counter, had)
         end
         redis.call('ZADD', key('ready', pool, class), counter, user)
       else
@@ -119,8 +125,8 @@ end
 -- Into the user's lines.
 local function enqueue_new(id, pool, seq, created, total, left, user, class)
   redis.call('ZADD', key('queued', pool), seq, id)
-  local place = string.format(PLACE, seq, created, total, left, id)
-  local scores = order_scores(created, total, left)
+  local place = place_text(seq, created, total, left, id)
+  local scores = order_scores(tonumber(created), tonumber(total), tonumber(left))
   for i, order in ipairs(ORDERS) do
     redis.call('ZADD', line(pool, class, user, order.name), scores[i], place)
   end
@@ -129,14 +135,14 @@ local function enqueue_new(id, pool, seq, created, total, left, user, class)
     make_ready(pool, class, user)
   end
   redis.call('PUBLISH', key('wake', pool),
-    table.concat({now_ms(), created, total, left, SEATS[class]}, ' '))
+    string.format('%.0f ', now_ms()) .. created .. ' ' .. total .. ' ' .. left .. ' ' .. SEATS[class])
 end
 
 -- Back into them.
 local function enqueue(id, pool)
   local seq, created, total, left, user, class = unpack(redis.call('HMGET', key('job', id), 'seq',
     'created_ms', 'est_device_ms', 'left_device_ms', 'user', 'class'))
-  enqueue_new(id, pool, seq, tonumber(created), tonumber(total), tonumber(left), user, class)
+  enqueue_new(id, pool, seq, created, total, left, user, class)
 end
 
 -- Out of them, if it waits.

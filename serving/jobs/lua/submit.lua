@@ -113,6 +113,7 @@ elseif dry == '1' then
 end
 
 -- Yes.
+local now_text = string.format('%.0f', now)
 if credits > 0 then
   assert(hold(user, id, credits))
 end
@@ -125,14 +126,14 @@ end
 keep_used(user, limits)
 redis.call('HSET', key('job', id), 'id', id, 'user', user, 'pool', pool, 'seq', seq, 'state', 'queued',
   'class', class, 'from', from, 'day', day, 'service_tier', service_tier, 'shape', shape,
-  'rows', rows, 'est_device_ms', est, 'left_device_ms', est, 'created_ms', now, 'queued_ms', now,
+  'rows', rows, 'est_device_ms', est, 'left_device_ms', est, 'created_ms', now_text, 'queued_ms', now_text,
   'retention_ms', retention_ms, 'alias', alias, 'spec', spec)
 if credits > 0 then
   redis.call('HSET', key('job', id), 'credits', whole(credits))
 end
 redis.call('ZADD', key('user', user, 'jobs'), seq, id)
 redis.call('SADD', key('pools'), pool)
-enqueue_new(id, pool, seq, now, est_device_ms, est_device_ms, user, class)
+enqueue_new(id, pool, seq, now_text, est, est, user, class)
 if remembered then
   redis.call('SET', remembered, body .. ' ' .. id, 'PX', idempotent_ms)
 end
