@@ -21,6 +21,7 @@ from quota.redis_ledger import RedisLedger
 from quota.settings import QuotaSettings
 from quota.tiers import TierFile
 from serving.api import ApiSettings, Keys, Services, UrlSigner, Users, create_app
+from serving.api.keys import DEFAULT_SCOPES, Scope
 from serving.jobs import CELL, Cell, CostReader, CostStore, JobQueue, JobSettings
 from serving.media import ArtifactStore
 from serving.plan.catalog import Catalog, Model
@@ -76,6 +77,17 @@ async def serving(services: Services) -> AsyncIterator[httpx.AsyncClient]:
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test") as client,
     ):
+        yield client
+
+
+@asynccontextmanager
+async def as_user(
+    services: Services, user: str = "ann", **headers: str
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with a new key of this user, which may also act for end users."""
+    _, key = await services.keys.create(user, {*DEFAULT_SCOPES, Scope.ACT_AS})
+    async with serving(services) as client:
+        client.headers.update({"authorization": f"Bearer {key}", **headers})
         yield client
 
 

@@ -20,7 +20,7 @@ from serving.jobs import Cell, Leases
 from serving.media import open_store
 from serving.plan.catalog import Model
 from serving.plan.errors import ModelFailed
-from tests.api import ADMIN, error_of, services_over, serving
+from tests.api import ADMIN, as_user, error_of, services_over
 from tests.jobs import leased
 
 pytestmark = pytest.mark.asyncio
@@ -43,9 +43,7 @@ def services(redis: Redis, tmp_path: Path, demo_model: Model) -> Services:
 
 @pytest_asyncio.fixture
 async def ann(services: Services) -> AsyncIterator[httpx.AsyncClient]:
-    _, key = await services.keys.create("ann")
-    async with serving(services) as client:
-        client.headers["authorization"] = f"Bearer {key}"
+    async with as_user(services) as client:
         yield client
 
 

@@ -6,8 +6,8 @@ import asyncio
 import dataclasses
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,11 @@ from redis.asyncio import Redis
 from deployments.housekeeping import apply_tiers_forever
 from quota.settings import QuotaSettings
 from serving.api import Services
-from serving.api.keys import DEFAULT_SCOPES, Scope
 from serving.jobs import Cell, JobQueue, JobSettings, Leases, Phase
 from serving.media import open_store
 from serving.plan.catalog import Model
 from serving.plan.errors import ServiceUnavailable
-from tests.api import ADMIN, error_of, services_over, serving
+from tests.api import ADMIN, as_user, error_of, services_over, serving
 from tests.jobs import LEASE_MS, leased, until
 
 pytestmark = pytest.mark.asyncio
@@ -67,16 +66,6 @@ async def services(redis: Redis, tmp_path: Path, tiers: Tiers, demo_model: Model
     return services_over(
         redis, store, demo_model, tiers_file=tiers.file, jobs=JobSettings(queue_max=50)
     )
-
-
-@asynccontextmanager
-async def as_user(
-    services: Services, user: str = "ann", **headers: str
-) -> AsyncIterator[httpx.AsyncClient]:
-    _, key = await services.keys.create(user, {*DEFAULT_SCOPES, Scope.ACT_AS})
-    async with serving(services) as client:
-        client.headers.update({"authorization": f"Bearer {key}", **headers})
-        yield client
 
 
 async def in_tier(services: Services, tiers: Tiers, user: str = "ann", **fields: Any) -> None:

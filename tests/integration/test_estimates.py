@@ -16,7 +16,7 @@ from serving.api import Services
 from serving.jobs import Cell
 from serving.media import open_store
 from serving.plan.catalog import Model
-from tests.api import error_of, services_over, serving
+from tests.api import as_user, error_of, services_over
 
 pytestmark = pytest.mark.asyncio
 
@@ -34,9 +34,7 @@ def services(redis: Redis, tmp_path: Path, demo_model: Model) -> Services:
 
 @pytest_asyncio.fixture
 async def client(services: Services) -> AsyncIterator[httpx.AsyncClient]:
-    _, key = await services.keys.create("ann")
-    async with serving(services) as client:
-        client.headers["authorization"] = f"Bearer {key}"
+    async with as_user(services) as client:
         yield client
 
 
