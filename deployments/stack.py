@@ -50,7 +50,7 @@ class LocalStack:
         self._exit = ExitStack()
         port = settings.port or free_port()
         self.settings = settings.model_copy(update={"port": port})
-        self.url = f"http://{_connectable(settings.host)}:{port}"
+        self.url = self.settings.url
         self.api_key = ""
         self.new_admin_key: str | None = None
         self._redis: RedisServer | None = None
@@ -274,10 +274,3 @@ async def local_key(users: Users, keys: Keys, kept: str) -> str:
         return kept
     _, key = await keys.create(LOCAL_USER)
     return key
-
-
-def _connectable(host: str) -> str:
-    """An address a client can use: the one that listens on all interfaces is none."""
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
