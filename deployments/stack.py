@@ -21,8 +21,10 @@ from pydantic import SecretStr
 
 from deployments.connections import open_redis
 from deployments.haproxy import end_orphan, haproxy_environment, use_haproxy
+from deployments.payments import SANDBOX_SECRET, check_sandbox, open_shop
 from deployments.redis_server import RedisServer, free_port
 from deployments.settings import StackSettings
+from quota.packs import load_packs
 from quota.settings import QuotaSettings
 from quota.tiers import load_tiers
 from serving.api import Keys, Users
@@ -74,7 +76,10 @@ class LocalStack:
 
     def _start(self) -> None:
         catalog = self.settings.catalog()
-        load_tiers(QuotaSettings().tiers_path)  # a mistake shows here rather than in a replica
+        # A mistake shows here rather than in a replica.
+        load_tiers(QuotaSettings().tiers_path)
+        load_packs(QuotaSettings().packs_path)
+        self._prepare_payments()
         self._lock_data_dir()
         self._check_port()
         if "demo-wan" in catalog.models:
@@ -112,6 +117,19 @@ class LocalStack:
         if note.exists():
             end_orphan(Path(note.read_text()))
             note.unlink()
+
+    def _prepare_payments(self) -> None:
+        """The sandbox is for a stack with everything of its own, on this machine: it gets a secret
+        that nobody else has, and that ends with it."""
+        if self.settings.payments_provider == "sandbox":
+            if self.settings.redis_url is not None:
+                raise ConfigError(
+                    "the payment sandbox gives credits for nothing, so it runs only with the Redis "
+                    "that `up` starts: unset REELSERVE_REDIS_URL, or choose another --payments"
+                )
+            check_sandbox(self.settings)
+            os.environ[SANDBOX_SECRET] = secrets.token_hex(32)
+            self._exit.callback(os.environ.pop, SANDBOX_SECRET, None)
 
     def _check_port(self) -> None:
         family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET
@@ -154,6 +172,8 @@ class LocalStack:
         """The admin key if one was made just now, and the local user's key."""
         redis = open_redis(self.settings)
         try:
+            if provider := open_shop(self.settings, Cell(redis)):
+                await provider.aclose()  # it has what it needs, as every ingress will
             await Cell(redis).check_schema()
             if self._redis is not None:
                 await Upkeep(Cell(redis)).recover()

@@ -17,6 +17,9 @@ from redis.asyncio import Redis
 
 from deployments.connections import open_services
 from deployments.settings import StackSettings
+from quota.packs import PackFile
+from quota.payments.payments import Payments
+from quota.payments.provider import Provider
 from quota.redis_ledger import RedisLedger
 from quota.settings import QuotaSettings
 from quota.tiers import TierFile
@@ -35,10 +38,12 @@ def services_over(
     model: Model,
     *,
     tiers_file: Path | None = None,
+    packs_file: Path | None = None,
+    provider: Provider | None = None,
     jobs: JobSettings | None = None,
 ) -> Services:
-    """Those of one ingress; by the tiers that come with the code, if no file is given."""
-    quota = QuotaSettings(tiers_file=tiers_file)
+    """Those of one ingress; by the tiers and packs that come with the code, if no file is given."""
+    quota = QuotaSettings(tiers_file=tiers_file, packs_file=packs_file)
     tiers = TierFile(quota.tiers_path)
     return Services(
         queue=JobQueue(Cell(redis), jobs or JobSettings(queue_max=5)),
@@ -48,6 +53,9 @@ def services_over(
         users=Users(redis, CELL, lambda: tiers.current.tiers),
         signer=UrlSigner(redis, CELL, 60),
         tiers=tiers,
+        packs=PackFile(quota.packs_path),
+        payments=Payments(Cell(redis)),
+        provider=provider,
         quota=quota,
         catalog=Catalog([model]),
         settings=ApiSettings(body_bytes_max=100_000, cors_origins=["https://front.example"]),

@@ -89,7 +89,7 @@ def up(
                 }
                 print(json.dumps(ready), flush=True)
             else:
-                sandbox = stack.settings.payments_provider == Payments.SANDBOX
+                sandbox = stack.settings.payments_provider == "sandbox"
                 print(_welcome(stack.url, stack.api_key, stack.new_admin_key, sandbox), flush=True)
                 print(f"Logs: {stack.log_dir}", flush=True)
             while not stopped.wait(1.0):
