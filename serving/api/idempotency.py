@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
 
 from fastapi import Request
 from pydantic import BaseModel
 
-from quota.redis_ledger import Runner
 from quota.settings import QuotaSettings
 from serving.jobs import Wish
 from serving.plan.classes import ServiceTier
-from serving.plan.errors import IdempotencyMismatch, InvalidRequest
+from serving.plan.errors import InvalidRequest
 
 KEY_HEADER = "idempotency-key"
 REPLAYED_HEADER = "idempotent-replayed"
@@ -44,7 +42,7 @@ def wish_of(
     return Wish(
         service_tier=service_tier,
         max_credits=max_credits,
-        body_sha256=digest_of(request, fields),
+        body_sha256=_digest(request, fields),
         idempotency_key=key,
         # Whoever names requests tells equal ones apart.
         retried=key is None and _retries(request) > 0,
@@ -73,7 +71,7 @@ def _retries(request: Request) -> int:
     return int(count) if count.isascii() and count.isdigit() and len(count) < 10 else 0
 
 
-def digest_of(request: Request, fields: BaseModel) -> str:
+def _digest(request: Request, fields: BaseModel) -> str:
     """Of what is asked for and where, however it was written: as JSON or as a form, in any order.
 
     A field left at its default is as good as absent, so that one that a new version adds changes
@@ -82,42 +80,3 @@ def digest_of(request: Request, fields: BaseModel) -> str:
     said = fields.model_dump(mode="json", exclude_defaults=True)
     text = json.dumps([request.method, request.url.path, said], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class KeptAnswer:
-    """The answer to a request that is made once: under its ``name``, for one body, for ``keep_s``.
-
-    Each method raises :class:`IdempotencyMismatch` if the name stands for another body.
-    """
-
-    cell: Runner
-    name: str
-    digest: str
-    keep_s: int
-
-    async def get(self) -> str:
-        """What was answered; "" if nothing was yet."""
-        async with self.cell.answers():
-            found = await self.cell.redis.get(self._key)
-        digest, _, answer = (found or f"{self.digest} ").partition(" ")
-        if digest != self.digest:
-            raise IdempotencyMismatch(
-                "This Idempotency-Key was used with another body. Use a new key for a new request.",
-                param="Idempotency-Key",
-            )
-        return str(answer)
-
-    async def claim(self) -> None:
-        """From now on the name stands for this body."""
-        async with self.cell.answers():
-            await self.cell.redis.set(self._key, f"{self.digest} ", nx=True, ex=self.keep_s)
-        await self.get()
-
-    async def keep(self, answer: str) -> None:
-        async with self.cell.answers():
-            await self.cell.redis.set(self._key, f"{self.digest} {answer}", ex=self.keep_s)
-
-    @property
-    def _key(self) -> str:
-        return self.cell.key("asked", self.name)

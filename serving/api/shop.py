@@ -6,27 +6,19 @@ counts for nothing.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import secrets
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from quota.payments import provider as payments
 from quota.payments.provider import CheckoutPhase, Provider, Purchase
 from serving.api.auth import GenerateDep
 from serving.api.body import body_docs, read_fields, validate
-from serving.api.idempotency import (
-    KEY_DOCS,
-    REPLAYED_HEADER,
-    KeptAnswer,
-    digest_of,
-    key_of,
-)
+from serving.api.idempotency import KEY_DOCS, key_of
 from serving.api.pages import page_url
 from serving.api.schemas import Text
 from serving.api.services import Services, ServicesDep
@@ -42,6 +34,7 @@ SIGNATURE_HEADER = "stripe-signature"
 """Of every provider's webhooks: the sandbox signs as Stripe does."""
 HOUR_S = 3600
 URL = re.compile(r"[!-~]{1,2000}")
+HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 NO_MINOR_UNIT = frozenset(
     "bif clp djf gnf jpy kmf krw mga pyg rwf vnd vuv xaf xof xpf".split()  # noqa: SIM905
 )
@@ -60,7 +53,8 @@ def price_text(minor: int, currency: str) -> str:
 def _web_url(url: str) -> str:
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        host = HOST.fullmatch(parts.hostname or "")
+        good = parts.scheme in ("http", "https") and host is not None and parts.port != 0
     except ValueError:
         good = False
     if not good or not URL.fullmatch(url):
@@ -155,36 +149,38 @@ async def packs(caller: MemberDep, services: ServicesDep) -> PackList:
 
 @router.post(
     "/checkout",
-    response_model=Checkout,
     openapi_extra={**body_docs(CheckoutCreate), "parameters": [KEY_DOCS]},
 )
-async def checkout(request: Request, caller: GenerateDep, services: ServicesDep) -> Response:
+async def checkout(request: Request, caller: GenerateDep, services: ServicesDep) -> Checkout:
     """Begin to buy a pack: send the buyer's browser to the ``url``.
 
     The credits are there once the provider says that they are paid, which
     `GET /v1/credits/checkout/{id}` shows. Under an `Idempotency-Key` the same request may be sent
-    again for a day: it opens no second checkout and has the first one's answer.
+    again for a day: it opens no second checkout.
     """
     provider = _provider(services)
     fields = validate(CheckoutCreate, await read_fields(request))
-    kept = await _kept(request, services, caller.user, fields)
-    if kept and (answer := await kept.get()):
-        return _json(answer, {REPLAYED_HEADER: "true"})
+    key = key_of(request)
     purchase = await _purchase(services, caller.user, fields.pack)
     await _count(services, caller.user)
-    if kept:
-        await kept.claim()
     opened = await provider.checkout(
         purchase,
         success_url=fields.success_url or page_url(request, services, "paid"),
         cancel_url=fields.cancel_url or page_url(request, services, "cancelled"),
-        idempotency_key=kept.name if kept else secrets.token_hex(32),
+        idempotency_key=key or secrets.token_hex(32),
     )
     await services.payments.opened(provider.name, opened, purchase)
-    answer = _told(opened, purchase).model_dump_json()
-    if kept:
-        await kept.keep(answer)
-    return _json(answer)
+    return Checkout(
+        id=opened.id,
+        url=opened.url,
+        pack=purchase.pack,
+        title=purchase.title,
+        credits=purchase.credits / MILLI,
+        price=price_text(purchase.price_minor, purchase.currency),
+        price_minor=purchase.price_minor,
+        currency=purchase.currency,
+        expires_days=purchase.expires_days,
+    )
 
 
 @router.get("/checkout/{checkout_id}")
@@ -251,20 +247,6 @@ def _provider(services: Services) -> Provider:
     return services.provider
 
 
-async def _kept(
-    request: Request, services: Services, user: str, fields: CheckoutCreate
-) -> KeptAnswer | None:
-    """The answer to this request, if it came under a key."""
-    key = key_of(request)
-    if key is None:
-        return None
-    # One account of a provider may serve several cells, and a key is only its user's.
-    whose = f"{await services.payments.cell_id()}\n{user}\n{key}"
-    name = hashlib.sha256(whose.encode()).hexdigest()
-    digest, keep_s = digest_of(request, fields), services.quota.idempotency_s
-    return KeptAnswer(services.payments.cell, name, digest, keep_s)
-
-
 async def _purchase(services: Services, user: str, name: str) -> Purchase:
     current = services.packs.current
     pack = current.packs.get(name)
@@ -287,20 +269,6 @@ async def _purchase(services: Services, user: str, name: str) -> Purchase:
     )
 
 
-def _told(opened: payments.Checkout, purchase: Purchase) -> Checkout:
-    return Checkout(
-        id=opened.id,
-        url=opened.url,
-        pack=purchase.pack,
-        title=purchase.title,
-        credits=purchase.credits / MILLI,
-        price=price_text(purchase.price_minor, purchase.currency),
-        price_minor=purchase.price_minor,
-        currency=purchase.currency,
-        expires_days=purchase.expires_days,
-    )
-
-
 async def _count(services: Services, user: str) -> None:
     """:class:`RateLimited` for who opens checkouts all the time: each is kept for a month, here
     and at the provider."""
@@ -318,6 +286,3 @@ async def _count(services: Services, user: str) -> None:
             retry_after_s=max(1, left_s),
         )
 
-
-def _json(body: str, headers: dict[str, str] | None = None) -> Response:
-    return Response(body, media_type="application/json", headers=headers)
