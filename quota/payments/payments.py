@@ -8,22 +8,20 @@ the event alone: what was remembered of a checkout is for its owner to look at.
 
 from __future__ import annotations
 
+import json
 import secrets
 
-from quota.ledger import check_names, refusal
+from quota.ledger import PRIORITIES, Kind, check_amount, check_names, refusal
 from quota.payments.provider import (
     Applied,
     Checkout,
     CheckoutPhase,
     CheckoutState,
-    DisputePhase,
     Event,
+    Outcome,
     Purchase,
 )
 from quota.redis_ledger import Runner
-
-PHASES = list(CheckoutPhase)
-DISPUTE_PHASES = list(DisputePhase)
 
 
 class Payments:
@@ -34,20 +32,23 @@ class Payments:
         self.cell = cell
 
     async def cell_id(self) -> str:
-        """Tells this cell's payments from those of another one on the same account: made once,
-        and kept for as long as the ledger is."""
+        """Tells this cell's payments from those of others on the same account: made once, and kept
+        for as long as the ledger is."""
         key = self.cell.key("cell_id")
         async with self.cell.answers():
+            if found := await self.cell.redis.get(key):
+                return str(found)
             await self.cell.redis.set(key, f"cell_{secrets.token_hex(12)}", nx=True)
             return str(await self.cell.redis.get(key))
 
     async def opened(self, provider: str, checkout: Checkout, purchase: Purchase) -> None:
         """Remember a checkout for its owner, for 30 days."""
         check_names(user=purchase.user, checkout=checkout.id)
+        check_amount(purchase.credits)
         await self.cell.run(
-            "checkout",
+            "note_checkout",
             checkout.id,
-            PHASES.index(CheckoutPhase.OPEN),
+            CheckoutPhase.OPEN,
             purchase.user,
             purchase.pack,
             purchase.credits,
@@ -65,7 +66,7 @@ class Payments:
             user=found["user"],
             pack=found["pack"],
             credits=int(found["credits"]),
-            state=PHASES[int(found["phase"])],
+            state=CheckoutPhase(found["state"]),
             grant=found.get("grant"),
         )
 
@@ -74,4 +75,30 @@ class Payments:
 
         :class:`LedgerRefused` where the ledger cannot book it; nothing is noted then.
         """
-        raise refusal("unknown", event.id)
+        if event.cell_id is not None and event.cell_id != await self.cell_id():
+            return Applied(Outcome.IGNORED)
+        outcome, *entries = await self.cell.run("apply_event", provider, _told(event))
+        if outcome not in OUTCOMES:
+            raise refusal(outcome)
+        return Applied(Outcome(outcome), tuple(entries))
+
+
+OUTCOMES = frozenset(Outcome)
+
+
+def _told(event: Event) -> str:
+    """As ``lua/apply_event.lua`` has it: what is not said is left out, and all else is text."""
+    told: dict[str, object] = {"id": event.id, "type": event.type, "payment": event.payment}
+    if event.checkout is not None:
+        told |= {"checkout": event.checkout, "state": event.phase}
+    if terms := event.terms:
+        told |= {"user": terms.user, "pack": terms.pack, "credits": terms.credits}
+        told |= {"days": terms.expires_days, "priority": PRIORITIES[Kind.PURCHASE]}
+    if event.paid:
+        told |= {"paid": event.paid.minor, "currency": event.paid.currency}
+    if event.refunded:
+        told |= {"refunded": event.refunded.minor, "refunded_in": event.refunded.currency}
+    if dispute := event.dispute:
+        told |= {"dispute": dispute.id, "dispute_state": f"{dispute.phase} {dispute.at_s}"}
+        told |= {"disputed": dispute.amount.minor, "disputed_in": dispute.amount.currency}
+    return json.dumps({name: str(value) for name, value in told.items() if value is not None})

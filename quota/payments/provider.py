@@ -66,8 +66,8 @@ class Money:
 
 
 class DisputePhase(StrEnum):
-    """How far a dispute has come. The later in this order stays: one that was closed does not open
-    again. An inquiry has taken no money yet."""
+    """How far a dispute has come. One that was closed, won or lost, does not open again; it may be
+    closed again, after an appeal. An inquiry has taken no money yet."""
 
     INQUIRY = "inquiry"
     OPEN = "open"
@@ -77,10 +77,12 @@ class DisputePhase(StrEnum):
 
 @dataclass(frozen=True)
 class Dispute:
-    """A payment that its payer wants back by way of the bank. Won: by us."""
+    """A payment that its payer wants back by way of the bank, as of ``at_s`` (Unix time). Won: by
+    us."""
 
     id: str
     phase: DisputePhase
+    at_s: int
     amount: Money
 
 
@@ -101,7 +103,7 @@ class Event:
 
     ``payment``: the provider's id of the payment; None while there is none. ``cell_id`` is None
     where the provider does not say whose payment it is (a dispute). ``refunded``: all that was
-    refunded so far. ``paid`` comes with ``terms``, and so does ``phase``, of the ``checkout``.
+    refunded so far. ``paid`` and ``phase``, which is the ``checkout``'s, come with ``terms``.
     """
 
     id: str

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -11,7 +14,7 @@ from quota.payments.provider import Provider
 from quota.redis_ledger import Runner
 from serving.plan.errors import ConfigError
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+PREFIX = "REELSERVE_PAYMENTS_"
 
 
 class PaymentSettings(BaseSettings):
@@ -19,7 +22,7 @@ class PaymentSettings(BaseSettings):
 
     # An empty variable, as compose files write them, is none.
     model_config = SettingsConfigDict(
-        env_prefix="REELSERVE_PAYMENTS_",
+        env_prefix=PREFIX,
         extra="forbid",
         env_ignore_empty=True,
         hide_input_in_errors=True,
@@ -41,8 +44,56 @@ class PaymentSettings(BaseSettings):
 
 def open_provider(settings: PaymentSettings, cell: Runner, public_url: str) -> Provider | None:
     """Who takes the money; None if nobody does. ``public_url`` is what browsers reach us by; the
-    sandbox keeps what it has to know in the ``cell``. :class:`ConfigError` names what is missing.
+    sandbox keeps what it has to know in the ``cell``.
+
+    :class:`ConfigError` names what is missing or wrong, before anybody wants to pay.
     """
-    if settings.provider == "none":
-        return None
-    raise ConfigError(f"REELSERVE_PAYMENTS_PROVIDER={settings.provider} is not there yet")
+    # Stripe's library takes a moment to import, and most have no use for it.
+    if settings.provider == "stripe":
+        from quota.payments.stripe_checkout import StripeCheckout
+
+        key = _required(settings.stripe_secret_key, "STRIPE_SECRET_KEY", "sk_", "rk_")
+        given: Sequence[SecretStr | None] = settings.stripe_webhook_secrets or [None]
+        hooks = [_required(each, "STRIPE_WEBHOOK_SECRETS", "whsec_") for each in given]
+        return StripeCheckout(key, hooks, _base(settings.stripe_api_base))
+    if settings.provider == "sandbox":
+        from quota.payments.sandbox import Sandbox
+
+        if settings.sandbox_secret is None or not is_loopback(public_url):
+            raise ConfigError(
+                "The payment sandbox gives credits for nothing, so it runs only where "
+                "`reelserve up --payments sandbox` starts it, on a loopback address. "
+                f"{PREFIX}PROVIDER must be stripe or none here."
+            )
+        return Sandbox(cell, settings.sandbox_secret.get_secret_value(), public_url)
+    return None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether only this machine can reach it."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _required(secret: SecretStr | None, name: str, *beginnings: str) -> str:
+    text = "" if secret is None else secret.get_secret_value()
+    if not text.startswith(beginnings) or text in beginnings:
+        raise ConfigError(
+            f"{PREFIX}{name} must be set for Stripe and begin with {' or '.join(beginnings)}: "
+            "docs/credits.md says where to find it"
+        )
+    return text
+
+
+def _base(url: str | None) -> str | None:
+    """The key goes there, so nobody may listen on the way."""
+    if url is None or url.startswith("https://"):
+        return url
+    if url.startswith("http://") and is_loopback(url):
+        return url
+    raise ConfigError(
+        f"{PREFIX}STRIPE_API_BASE must be an https:// address, or http:// on this machine"
+    )

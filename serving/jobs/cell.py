@@ -52,9 +52,10 @@ QUEUE_SCRIPTS = (
     "recover",
 )
 LEDGER_SCRIPTS = ("grant", "hold", "capture", "release", "reverse", "take", "expire", "balance")
+PAYMENT_SCRIPTS = ("note_checkout", "apply_event")
 SCRIPTS = {
     **dict.fromkeys(QUEUE_SCRIPTS, "serving.jobs"),
-    **dict.fromkeys(LEDGER_SCRIPTS, "quota"),
+    **dict.fromkeys(LEDGER_SCRIPTS + PAYMENT_SCRIPTS, "quota"),
 }
 """Each with the room it belongs to."""
 
@@ -66,6 +67,7 @@ FRAGMENTS = (
     ("quota", "_limits"),
     ("quota", "_ledger"),
     ("quota", "_settlement"),
+    ("quota", "_payments"),
     ("serving.jobs", "_lines"),
     ("serving.jobs", "_states"),
     ("serving.jobs", "_choice"),
