@@ -145,7 +145,7 @@ class Form(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
         if tag == "form" and given.get("method", "").lower() == "post":
-            self.action = given["action"]
+            self.action = given.get("action", "")  # without one, the page itself
         elif tag == "input" and "name" in given:
             self._fields[given["name"]] = given.get("value", "")
         elif tag == "button" and "name" in given:

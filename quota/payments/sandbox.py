@@ -74,6 +74,11 @@ class Sandbox:
         self._secret = secret
         self._public_url = public_url.rstrip("/")
 
+    @property
+    def webhook_url(self) -> str:
+        """Where what it says is sent."""
+        return f"{self._public_url}/v1/payments/{self.name}/webhook"
+
     async def checkout(
         self, purchase: Purchase, *, success_url: str, cancel_url: str, idempotency_key: str
     ) -> Checkout:

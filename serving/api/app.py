@@ -19,6 +19,7 @@ from serving.api import (
     models,
     pages,
     queue,
+    sandbox,
     shop,
     tiers,
     usage,
@@ -62,6 +63,7 @@ def create_app(
     app.include_router(credits.operation)
     app.include_router(shop.webhooks)
     app.include_router(pages.router)
+    app.include_router(sandbox.router)
     return app
 
 

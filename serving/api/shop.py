@@ -285,4 +285,3 @@ async def _count(services: Services, user: str) -> None:
             reason="checkouts",
             retry_after_s=max(1, left_s),
         )
-
