@@ -5,6 +5,7 @@ It does as a user, a shop and a browser would, over HTTP alone, and checks what 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from urllib.parse import urljoin
 import httpx
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from deployments.cli.output import plain, table
@@ -42,13 +44,14 @@ class DemoFailed(Exception):
 
 
 def prepare(folder: Path) -> dict[str, Any]:
-    """Settings of the stack, and in ``folder`` the files they name: a tier with a small allowance,
+    """Settings for the stack, and in ``folder`` the files they name: a tier with a small allowance,
     and a model that makes one clip at a time, so that there is a line to skip."""
-    builtin = StackSettings().catalog().resolve("demo-wan").model_dump(mode="json")
-    entry = {**builtin, "placement": {**builtin["placement"], "slots": 1}}
+    entry = StackSettings().catalog().resolve("demo-wan").model_dump(mode="json")
+    entry["placement"]["slots"] = 1
     (folder / "catalog").mkdir()
-    (folder / "catalog" / "demo-wan.yaml").write_text(yaml.safe_dump(entry))
+    (folder / "catalog" / "demo-wan.yaml").write_text(yaml.safe_dump(entry, sort_keys=False))
     (folder / "tiers.yaml").write_text(yaml.safe_dump(TIERS))
+    os.environ["REELSERVE_QUOTA_TIERS_FILE"] = str(folder / "tiers.yaml")
     return {"catalog_dirs": [folder / "catalog"], "payments_provider": "sandbox"}
 
 
@@ -96,7 +99,7 @@ def _use_up(ann: httpx.Client, console: Console) -> None:
     video = _json(ann.post("/v1/videos", json=SHORT))
     _check(video["usage"]["from"] == "allowance", f"not from the allowance: {video['usage']}")
     ended = _wait(ann, video["id"])
-    console.print(f"  {ended['id']}: {ended['status']}, from the allowance, which is used up now")
+    console.print(f"  {ended['id']}: {ended['status']}, which uses it up")
 
 
 def _refused(ann: httpx.Client, console: Console) -> float:
@@ -106,7 +109,7 @@ def _refused(ann: httpx.Client, console: Console) -> float:
     error = _json(ann.post("/v1/videos", json=CLIP), 429)["error"]
     _check(error["code"] == "insufficient_credits", f"refused for another reason: {error}")
     _check(f"{price:g} credits" in error["message"], f"no price of {price:g} in: {error}")
-    console.print(f"  refused: [yellow]{plain(error['message'])}")
+    console.print(f"  refused: [yellow]{escape(plain(error['message']))}", soft_wrap=True)
     return price
 
 
@@ -114,7 +117,7 @@ def _buy(ann: httpx.Client, console: Console) -> None:
     """Check out, and press Pay on the page as a browser would."""
     made = _json(ann.post("/v1/credits/checkout", json={"pack": PACK}))
     console.print(f"  buys {made['title']!r}: {made['credits']:g} credits for {made['price']}")
-    console.print(f"  pays at {made['url']}")
+    console.print(f"  pays at {made['url']}", soft_wrap=True)
     with httpx.Client(timeout=30, trust_env=False, follow_redirects=True) as browser:
         page = browser.get(made["url"])
         form = Form.on(page.text)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
-
 from deployments.settings import StackSettings
 from quota.payments.provider import Provider
 from quota.payments.settings import PaymentSettings, open_provider
@@ -30,12 +28,8 @@ def open_shop(
 ) -> Provider | None:
     """Who takes the money; None if nobody does. ``public_url`` is what browsers reach us by, if not
     by the stack's own address. :class:`ConfigError` says what is missing."""
-    try:
-        payments = PaymentSettings(provider=settings.payments_provider)
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        raise ConfigError(f"REELSERVE_PAYMENTS_…, {first['loc']}: {first['msg']}") from None
     check_sandbox(settings)
+    payments = PaymentSettings(provider=settings.payments_provider)
     if payments.provider == "sandbox":
         public_url = settings.url  # its pages are for a browser on this machine
     return open_provider(payments, cell, public_url or settings.url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -110,16 +111,18 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
 @contextmanager
 def running_ingress(settings: StackSettings) -> Iterator[str]:
     """The URL of an ingress as production opens it, on a socket, without Ray around it."""
-    app = create_app(lambda api: open_services(settings, api), ApiSettings())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = Thread(target=server.run, name="ingress")
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive(), "the ingress did not start"
-            time.sleep(0.01)
-        _, port = server.servers[0].sockets[0].getsockname()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        ours = settings.model_copy(update={"port": listening.getsockname()[1]})
+        app = create_app(lambda api: open_services(ours, api), ApiSettings())
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = Thread(target=server.run, args=[[listening]], name="ingress")
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive(), "the ingress did not start"
+                time.sleep(0.01)
+            yield ours.url
+        finally:
+            server.should_exit = True
+            thread.join()
