@@ -6,7 +6,7 @@ It is there only where the provider is the sandbox, and only for a browser on th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -71,23 +71,22 @@ router = APIRouter(
     dependencies=[Depends(sandbox_of), Depends(local_only)],
 )
 
-OPEN = {
+SAYS = {
     "pay": ("Pay", Say.COMPLETED),
     "later": ("Pay later", Say.PENDING),
+    "arrive": ("The money arrives", Say.SUCCEEDED),
     "decline": ("Decline", Say.FAILED),
 }
-PROCESSING = {
-    "arrive": ("The money arrives", Say.SUCCEEDED),
-    "decline": ("It does not", Say.FAILED),
+"""Buttons: what they are called, and what the webhook says then."""
+BUTTONS: Mapping[CheckoutPhase, Sequence[str]] = {
+    CheckoutPhase.OPEN: ("pay", "later", "decline"),
+    CheckoutPhase.PROCESSING: ("arrive", "decline"),
+    CheckoutPhase.FAILED: ("pay", "later"),
+    CheckoutPhase.EXPIRED: (),
+    CheckoutPhase.PAID: (),
 }
-BUTTONS: Mapping[CheckoutPhase, Mapping[str, tuple[str, Say]]] = {
-    CheckoutPhase.OPEN: OPEN,
-    CheckoutPhase.PROCESSING: PROCESSING,
-    CheckoutPhase.FAILED: OPEN,
-    CheckoutPhase.EXPIRED: {},
-    CheckoutPhase.PAID: {},
-}
-"""What may be pressed, what it is called, and what the webhook says then."""
+"""Those that are shown. Another may be pressed, in a window that stood open meanwhile: as with any
+provider, what is paid stays paid and is granted once."""
 STANDS = {
     CheckoutPhase.OPEN: "Nothing is paid yet.",
     CheckoutPhase.PROCESSING: "The money is on its way.",
@@ -105,14 +104,13 @@ async def show(checkout_id: str, services: ServicesDep, sandbox: SandboxDep) -> 
     days = bought.expires_days
     facts = {
         "Pack": bought.title,
-        "Credits": f"{bought.credits / MILLI:g}",
+        "Credits": f"{bought.credits / MILLI:.15g}",
         "Valid": "for ever" if days is None else f"for {days} days",
         "Price": price_text(bought.price_minor, bought.currency),
     }
     listed = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     buttons = "".join(
-        f'<button name="press" value="{name}">{text}</button>'
-        for name, (text, _) in BUTTONS[phase].items()
+        f'<button name="press" value="{name}">{SAYS[name][0]}</button>' for name in BUTTONS[phase]
     )
     form = f'<form method="post">{buttons}</form>' if buttons else ""
     back = session.success_url if phase is CheckoutPhase.PAID else session.cancel_url
@@ -134,12 +132,10 @@ async def press(
     button: Annotated[str, Form(alias="press")],
 ) -> Response:
     """Send what the button stands for, and lead the buyer on."""
-    session, phase = await _session(services, sandbox, checkout_id)
-    # What was paid may be paid again, as a provider repeats itself: it is granted once.
-    offered = BUTTONS[phase] or OPEN
-    if button not in offered:
-        raise InvalidRequest(f"There is no such button; there are {', '.join(offered)}.")
-    _, say = offered[button]
+    session, _ = await _session(services, sandbox, checkout_id)
+    if button not in SAYS:
+        raise InvalidRequest(f"There is no such button; there are {', '.join(SAYS)}.")
+    _, say = SAYS[button]
     if not await _deliver(sandbox, *await sandbox.webhook(checkout_id, say)):
         return page(
             "Not delivered",
