@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -83,6 +84,7 @@ LEAN = {"submit": {"_ledger"}}
 DEFINITION = re.compile(r"local (?:function )?(\w+(?:, \w+)*)")
 
 
+@cache
 def source(script: str) -> str:
     """A script's text, behind those definitions of the fragments that it uses.
 

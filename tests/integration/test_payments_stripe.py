@@ -49,7 +49,7 @@ DONE = "https://shop.example/?id={CHECKOUT_SESSION_ID}"
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StripeServer]:
-    monkeypatch.setattr(stripe.HTTPXClient.__mro__[1], "INITIAL_DELAY", 0.01)
+    monkeypatch.setattr(stripe.HTTPClient, "INITIAL_DELAY", 0.01)
     with stripe_server() as server:
         yield server
 
