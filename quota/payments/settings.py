@@ -59,13 +59,14 @@ def open_provider(settings: PaymentSettings, cell: Runner, public_url: str) -> P
     if settings.provider == "sandbox":
         from quota.payments.sandbox import Sandbox
 
-        if settings.sandbox_secret is None or not is_loopback(public_url):
+        secret = settings.sandbox_secret and settings.sandbox_secret.get_secret_value().strip()
+        if not secret or not is_loopback(public_url):
             raise ConfigError(
                 "The payment sandbox gives credits for nothing, so it runs only where "
                 "`reelserve up --payments sandbox` starts it, on a loopback address. "
                 f"{PREFIX}PROVIDER must be stripe or none here."
             )
-        return Sandbox(cell, settings.sandbox_secret.get_secret_value(), public_url)
+        return Sandbox(cell, secret, public_url)
     return None
 
 
