@@ -72,12 +72,12 @@ def open_backends(settings: StackSettings) -> Backends:
 async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncIterator[Services]:
     """What the API works with, for the life of one ingress replica, and its housekeeping."""
     backends = open_backends(settings)
+    provider = open_shop(settings, backends.cell, api.public_url)
     jobs = JobSettings()
     await backends.cell.check_schema()
     queue = JobQueue(backends.cell, jobs)
     quota = QuotaSettings()
     tiers, packs = TierFile(quota.tiers_path), PackFile(quota.packs_path)
-    provider = open_shop(settings, backends.cell, api.public_url)
     housekeeping = asyncio.create_task(
         keep_house(Upkeep(backends.cell, jobs), backends.store, queue, tiers), name="housekeeping"
     )
