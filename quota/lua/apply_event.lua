@@ -11,13 +11,17 @@ local outcome, entries = 'noted', {}
 local grant_ref = redis.call('HGET', name, 'grant')
 if event.paid and not grant_ref then
   grant_ref = provider .. ':' .. event.payment
-  local expires_ms = event.days and now_ms() + event.days * 24 * 3600 * 1000 or NEVER_MS
-  local granted, entry = grant(event.user, grant_ref, amount_of(event.credits), 'purchase',
-    tonumber(event.priority), expires_ms, 'bought ' .. event.pack)
-  if granted ~= 'done' then
-    return {granted}
+  local kind, user = unpack(redis.call('HMGET', key('credit', grant_ref), 'type', 'user'))
+  -- What somebody granted by hand under the payment's ref is its grant, too.
+  if kind ~= 'grant' or user ~= event.user then
+    local expires_ms = event.days and now_ms() + event.days * 24 * 3600 * 1000 or NEVER_MS
+    local granted, entry = grant(event.user, grant_ref, amount_of(event.credits), 'purchase',
+      tonumber(event.priority), expires_ms, 'bought ' .. event.pack)
+    if granted ~= 'done' then
+      return {granted}
+    end
+    outcome, entries[1] = 'granted', entry
   end
-  outcome, entries[1] = 'granted', entry
   redis.call('HSET', name, 'paid', event.paid, 'currency', event.currency, 'user', event.user,
     'pack', event.pack, 'grant', grant_ref)
 end

@@ -9,6 +9,7 @@ the event alone: what was remembered of a checkout is for its owner to look at.
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 
 from quota.ledger import PRIORITIES, Kind, check_amount, check_names, refusal
@@ -22,6 +23,8 @@ from quota.payments.provider import (
     Purchase,
 )
 from quota.redis_ledger import Runner
+
+log = logging.getLogger(__name__)
 
 
 class Payments:
@@ -79,7 +82,10 @@ class Payments:
             return Applied(Outcome.IGNORED)
         outcome, *entries = await self.cell.run("apply_event", provider, _told(event))
         if outcome not in OUTCOMES:
-            raise refusal(outcome)
+            refused = refusal(outcome)
+            log.error("%s %s cannot be booked: %s", provider, event.id, refused.message)
+            raise refused
+        log.info("%s %s (%s of %s): %s", provider, event.id, event.type, event.payment, outcome)
         return Applied(Outcome(outcome), tuple(entries))
 
 

@@ -256,6 +256,15 @@ async def test_a_ref_that_somebody_took_is_not_taken_again(shop: Shop) -> None:
     assert (await shop.ledger.entries())[-1].ref == f"{GRANT}:2"
 
 
+async def test_what_was_granted_by_hand_under_the_payments_ref_is_its_grant(shop: Shop) -> None:
+    await shop.ledger.grant("ann", ref=GRANT, amount=30_000, kind=Kind.ADJUSTMENT)
+    assert await shop.apply(paid(), refunded(200)) == [Outcome.NOTED, Outcome.REVERSED]
+    assert await shop.has() == (15_000, 0)
+    found = await shop.payments.checkout("cs_test_1")
+    assert found is not None
+    assert found.grant == GRANT
+
+
 async def test_where_the_ledger_cannot_book_it_nothing_is_noted(shop: Shop) -> None:
     """And once it can, the event that is sent again is booked."""
     await shop.apply(paid(metadata=told.carried(credits=AMOUNT_MAX - 10)))
