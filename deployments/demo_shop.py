@@ -187,7 +187,7 @@ def _overtake(
         _check(len(waiting) > 1, f"only {len(waiting)} jobs wait, so there is no line to skip")
         console.print(
             f"\n[bold]Skipping the line[/]: {len(waiting)} standard jobs of others wait; "
-            f"{BUYER} submits another for {price:g} credits"
+            f"{BUYER} submits one for {price:g} credits"
         )
         order = _until_all_ended(clients, line)
         console.print(_order(line, order))
@@ -242,7 +242,7 @@ def _show_ledger(ann: httpx.Client, console: Console) -> None:
             entry["kind"] or "",
             f"{entry['change']['available']:+g}",
             f"{entry['change']['held']:+g}",
-            entry["ref"] or entry["of"],
+            plain(entry["ref"] or entry["of"], 40),
         )
         for entry in reversed(entries)
     ]
