@@ -14,9 +14,6 @@
 --                                     dispute:<id>          how far it has come (as in DISPUTES), and when (s)
 --                                     disputed:<id>:<currency>  the most that is in dispute
 --                                     event:<id>            when it came (ms), and its type
---                                     moves: how many entries took back or returned something of the grant;
---                                     those have the refs <grant>:<number>. taken: numbers of the reversals
---                                     that stand, the newest last
 --                                     Goes after a while, if it was never paid.
 local CHECKOUT_KEPT_MS, UNPAID_KEPT_MS = 30 * 24 * 3600 * 1000, 90 * 24 * 3600 * 1000
 local CHECKOUTS = {open = 0, processing = 1, expired = 2, failed = 3, paid = 4}
@@ -84,48 +81,48 @@ local function share_of(amount, part, all)
 end
 
 -- Takes back of a payment's grant what is gone of the payment, no less and no more: returns what was taken
--- before if it is less by now. Whatever somebody else took back of the grant stays. Adds the entries' ids.
+-- before if it is less by now. Whatever somebody else took back of the grant stays. The entries have the refs
+-- <grant>:1, <grant>:2, …; adds their ids, and returns how much more is taken than before.
 local function follow_payment(name, reason, entries)
   local facts, flat = {}, redis.call('HGETALL', name)
   for i = 1, #flat, 2 do
     facts[flat[i]] = flat[i + 1]
   end
-  if not facts.grant then
+  local grant_ref, last, stand, taken = facts.grant, 0, {}, 0
+  if not grant_ref then
     return 0
   end
-  local stand, taken = {}, 0
-  for number in string.gmatch(facts.taken or '', '%d+') do
-    local amount, restored =
-      unpack(redis.call('HMGET', key('credit', facts.grant .. ':' .. number), 'amount', 'restored'))
-    if restored == '0' then
-      stand[#stand + 1], taken = {number = number, amount = tonumber(amount)}, taken + amount
+  while true do
+    local ref = grant_ref .. ':' .. last + 1
+    local kind, of, amount, restored =
+      unpack(redis.call('HMGET', key('credit', ref), 'type', 'of', 'amount', 'restored'))
+    if not kind then
+      break
+    end
+    last = last + 1
+    if kind == 'reversal' and of == grant_ref and restored == '0' then
+      stand[#stand + 1], taken = {ref = ref, amount = amount}, taken + amount
     end
   end
-  local granted, reversed = unpack(redis.call('HMGET', key('credit', facts.grant), 'amount', 'reversed'))
-  local paid, before, moves = tonumber(facts.paid), taken, tonumber(facts.moves or 0)
+  local granted, reversed = unpack(redis.call('HMGET', key('credit', grant_ref), 'amount', 'reversed'))
+  local paid, before = tonumber(facts.paid), taken
   local target = math.min(share_of(tonumber(granted), gone_of_payment(facts, paid, facts.currency), paid),
     granted - (reversed - taken))
 
   local function move(of, amount)
-    repeat
-      moves = moves + 1
-    until redis.call('EXISTS', key('credit', facts.grant .. ':' .. moves)) == 0
-    local _, entry = reverse(of, facts.grant .. ':' .. moves, amount, reason)
+    last = last + 1
+    local _, entry = reverse(of, grant_ref .. ':' .. last, amount, reason)
     entries[#entries + 1] = entry
   end
 
+  -- A reversal is undone whole, the newest first.
   while taken > target do
     local newest = table.remove(stand)
-    move(facts.grant .. ':' .. newest.number)
+    move(newest.ref)
     taken = taken - newest.amount
   end
   if taken < target then
-    move(facts.grant, target - taken)
-    stand[#stand + 1] = {number = whole(moves)}
+    move(grant_ref, target - taken)
   end
-  for i, each in ipairs(stand) do
-    stand[i] = each.number
-  end
-  redis.call('HSET', name, 'moves', moves, 'taken', table.concat(stand, ' '))
   return target - before
 end

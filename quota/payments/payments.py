@@ -79,6 +79,7 @@ class Payments:
         :class:`LedgerRefused` where the ledger cannot book it; nothing is noted then.
         """
         if event.cell_id is not None and event.cell_id != await self.cell_id():
+            log.info("%s %s is of another cell, %s", provider, event.id, event.cell_id)
             return Applied(Outcome.IGNORED)
         outcome, *entries = await self.cell.run("apply_event", provider, _told(event))
         if outcome not in OUTCOMES:

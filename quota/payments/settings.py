@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ipaddress import ip_address
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from quota.payments.provider import Provider
@@ -40,6 +40,16 @@ class PaymentSettings(BaseSettings):
     @classmethod
     def _between_commas(cls, given: object) -> object:
         return [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+
+    @classmethod
+    def load(cls) -> Self:
+        """From the environment; :class:`ConfigError` names what is wrong there."""
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            name = str(first["loc"][0]).upper()
+            raise ConfigError(f"{PREFIX}{name}: {first['msg']}") from None
 
 
 def open_provider(settings: PaymentSettings, cell: Runner, public_url: str) -> Provider | None:
@@ -80,7 +90,7 @@ def is_loopback(url: str) -> bool:
 
 
 def _required(secret: SecretStr | None, name: str, *beginnings: str) -> str:
-    text = "" if secret is None else secret.get_secret_value()
+    text = "" if secret is None else secret.get_secret_value().strip()
     if not text.startswith(beginnings) or text in beginnings:
         raise ConfigError(
             f"{PREFIX}{name} must be set for Stripe and begin with {' or '.join(beginnings)}: "

@@ -11,11 +11,15 @@ import httpx
 import pytest
 import pytest_asyncio
 import stripe
+from redis.asyncio import Redis
 
 from quota.payments import stripe_checkout
 from quota.payments.provider import Checkout, Purchase
+from quota.payments.settings import PaymentSettings, open_provider
 from quota.payments.stripe_checkout import StripeCheckout
+from serving.jobs import Cell
 from serving.plan.errors import IdempotencyMismatch, InvalidRequest, ServiceUnavailable
+from tests import stripe_events as told
 from tests.stripe_events import SECRET
 from tests.stripe_server import KEY, SESSIONS, StripeServer, stripe_server
 
@@ -93,6 +97,20 @@ async def test_a_checkout_is_a_session_that_carries_what_a_grant_needs(
     assert "X-Stripe-Client-Telemetry" not in headers
 
 
+async def test_it_works_as_the_environment_sets_it_up(
+    server: StripeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"PROVIDER": "stripe", "STRIPE_API_BASE": server.url, "STRIPE_SECRET_KEY": f"{KEY}\n"}
+    for name, value in (given | {"STRIPE_WEBHOOK_SECRETS": f"whsec_old, {SECRET}\n"}).items():
+        monkeypatch.setenv(f"REELSERVE_PAYMENTS_{name}", value)
+    provider = open_provider(PaymentSettings.load(), Cell(Redis()), "https://shop.example")
+    assert isinstance(provider, StripeCheckout)
+    assert (await checkout(provider)).id in server.sessions
+    body = told.event("checkout.session.completed", told.session())
+    assert provider.read(body, told.sign(body))
+    await provider.aclose()
+
+
 async def test_credits_that_never_expire_say_nothing_of_days(
     provider: StripeCheckout, server: StripeServer
 ) -> None:
@@ -137,7 +155,7 @@ async def test_a_lost_answer_is_asked_for_again_and_makes_no_second_session(
 
 
 @pytest.mark.parametrize(
-    ("how", "attempts", "code", "told"),
+    ("how", "attempts", "code", "says"),
     [
         ("lost", 3, "payment_provider_unavailable", "does not answer as it should"),
         ("silent", 3, "payment_provider_unavailable", "does not answer as it should"),
@@ -154,7 +172,7 @@ async def test_where_stripe_fails_the_caller_hears_what_to_do_and_no_secret(
     how: int | str,
     attempts: int,
     code: str,
-    told: str,
+    says: str,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     monkeypatch.setattr(stripe_checkout, "TIMEOUT_S", 0.2)
@@ -166,7 +184,7 @@ async def test_where_stripe_fails_the_caller_hears_what_to_do_and_no_secret(
     await provider.aclose()
 
     assert caught.value.code == code
-    assert told in caught.value.message
+    assert says in caught.value.message
     assert len(server.requests) == attempts
     ours = [r for r in caplog.records if r.name == "quota.payments.stripe_checkout"]
     assert [r.levelno for r in ours] == [logging.ERROR if how in (401, 403) else logging.WARNING]
@@ -231,7 +249,7 @@ async def test_many_at_once_get_a_page_each(provider: StripeCheckout, server: St
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "says"),
     [
         ({"mode": None}, "Missing required param: mode."),
         ({"line_items[0][quantity]": None}, "Missing required param: line_items[0][quantity]."),
@@ -245,7 +263,7 @@ async def test_many_at_once_get_a_page_each(provider: StripeCheckout, server: St
     ],
 )
 async def test_the_server_takes_nothing_that_stripe_would_not(
-    server: StripeServer, change: dict[str, str | None], told: str
+    server: StripeServer, change: dict[str, str | None], says: str
 ) -> None:
     """What the tests above rest on."""
     form = {
@@ -268,7 +286,7 @@ async def test_the_server_takes_nothing_that_stripe_would_not(
             400,
             "invalid_request_error",
         )
-        assert told in answer.json()["error"]["message"]
+        assert says in answer.json()["error"]["message"]
         # What was wrong is not remembered under the key.
         assert (await client.post(SESSIONS, data=form)).status_code == 200
         again = await client.post(SESSIONS, data=form)
