@@ -29,7 +29,8 @@ def open_shop(
     """Who takes the money; None if nobody does. ``public_url`` is what browsers reach us by, if not
     by the stack's own address. :class:`ConfigError` says what is missing."""
     check_sandbox(settings)
-    payments = PaymentSettings(provider=settings.payments_provider)
+    named = {"provider": settings.payments_provider}
+    payments = PaymentSettings.load().model_copy(update=named)
     if payments.provider == "sandbox":
         public_url = settings.url  # its pages are for a browser on this machine
     return open_provider(payments, cell, public_url or settings.url)

@@ -16,13 +16,17 @@ from redis.asyncio import Redis
 from stripe import WebhookSignature
 
 from quota.payments.sandbox import Sandbox, Say
+from quota.payments.stripe_checkout import StripeCheckout
 from serving.api import Services
 from serving.api.keys import Scope
 from serving.api.shop import price_text
 from serving.jobs import Cell
 from serving.media import ArtifactStore, open_store
 from serving.plan.catalog import Model
-from tests.api import ADMIN, as_user, error_of, services_over, serving
+from tests import stripe_events as told
+from tests.api import as_user, error_of, services_over, serving
+from tests.stripe_server import KEY as STRIPE_KEY
+from tests.stripe_server import stripe_server
 
 pytestmark = pytest.mark.asyncio
 
@@ -30,7 +34,6 @@ SECRET = "the-sandbox's-secret"
 URL = "http://127.0.0.1:1"
 """Of the sandbox. Nobody listens there."""
 WEBHOOK = "/v1/payments/sandbox/webhook"
-AS_ADMIN = {"authorization": f"Bearer {ADMIN}"}
 PACKS = {
     "currency": "eur",
     "packs": {
@@ -427,6 +430,38 @@ async def test_with_redis_away_nothing_is_done_and_the_repeat_grants(
     assert await balance_of(ann) == 0
     assert (await tell(ann, *event)).json()["outcome"] == "granted"
     assert await balance_of(ann) == 40
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # Stripe's library, to httpx
+async def test_stripe_sells_in_the_same_way(ann: httpx.AsyncClient, services: Services) -> None:
+    """Against a server that takes nothing Stripe would not take."""
+    with stripe_server() as server:
+        stripe = StripeCheckout(STRIPE_KEY, [told.SECRET], server.url)
+        async with serving(dataclasses.replace(services, provider=stripe)) as client:
+            client.headers.update(ann.headers)
+            assert (await client.get("/v1/credits/packs")).json()["provider"] == "stripe"
+            made = (await check_out(client, key="k")).json()
+            assert made == (await check_out(client, key="k")).json()
+            assert made["url"].startswith("https://checkout.stripe.com/")
+            (session,) = server.sessions.values()
+            assert (session["amount_total"], session["currency"]) == (405, "eur")
+            assert session["success_url"] == "http://test/checkout/paid"
+
+            paid = session | {"payment_status": "paid", "payment_intent": "pi_1"}
+            body = told.event("checkout.session.completed", paid)
+            to = "/v1/payments/stripe/webhook"
+            forged = await tell(client, body, told.sign(body, "whsec_another"), to)
+            assert error_of(forged, 400)["code"] == "invalid_signature"
+            answer = await tell(client, body, told.sign(body), to)
+            assert answer.json() == {"object": "webhook", "outcome": "granted"}
+            assert await state_of(client, made["id"]) == "paid"
+            assert await balance_of(client) == 40
+
+            server.fails.append(401)
+            refused = error_of(await check_out(client), 503)
+            assert refused["code"] == "payment_provider_refused"
+            assert (await client.get(f"/sandbox/checkout/{made['id']}")).status_code == 404
+        await stripe.aclose()
 
 
 # The page, as far as it needs no browser.
