@@ -1,8 +1,8 @@
 """Stripe's events: their signature, and what they say. The sandbox speaks the same language.
 
 A session and a charge carry what is granted for them (:func:`metadata`): a charge has its payment
-intent's metadata from the beginning (https://docs.stripe.com/metadata). A dispute has none, so
-whose it is comes from its payment.
+intent's metadata (https://support.stripe.com/questions/how-metadata-works-with-related-objects). A
+dispute has none, so whose it is comes from its payment.
 """
 
 from __future__ import annotations
