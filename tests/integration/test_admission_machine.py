@@ -26,17 +26,17 @@ from tests.machine.replicas import Replicas
 
 EXAMPLES = int(os.environ.get("REELSERVE_EXAMPLES") or 0)
 DEEDS = [
-    *["submit"] * 6,
+    *["submit"] * 5,
     *["submit_again", "remember", "cancel_or_delete", "cancel_or_delete", "ask_for_usage"],
     *["lease", "lease_and_write", "lease_and_write", "lease_and_write", "write", "write"],
     *["change_a_tier", "change_the_tiers", "tidy_up", "let_time_pass", "let_time_pass"],
-    *["grant", "grant", "grant", "grant_again", "take", "reverse", "reverse", "verify"],
+    *["grant", "grant", "grant_again", "buy", "buy", "buy", "take", "reverse", "verify"],
     *["two_at_once"] * 5,
 ]
 """What happens more often is there more often."""
 AT_ONCE = (
-    *("submit", "submit", "submit_again", "cancel_or_delete", "write", "write", "lease"),
-    *("tidy_up", "grant", "grant_again", "take", "reverse", "reverse"),
+    *("submit", "submit_again", "cancel_or_delete", "cancel_or_delete", "write", "write"),
+    *("lease", "tidy_up", "grant", "grant_again", "buy", "buy", "take", "reverse"),
 )
 
 

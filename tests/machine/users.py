@@ -16,10 +16,8 @@ from tests.machine.world import SURGE_MS, Draw, Step, World
 from tests.queue_model import QueueModel, Submission
 
 SIZES_MS = (1000, 60_000, 700_001, 3_600_000)
-SERVICE_TIERS = st.sampled_from(
-    [*ServiceTier, ServiceTier.AUTO, ServiceTier.AUTO, ServiceTier.PRIORITY]
-)
-PRICES = st.sampled_from([0, 3, 5, 5, 8])
+SERVICE_TIERS = st.sampled_from([*ServiceTier, ServiceTier.AUTO, ServiceTier.AUTO])
+PRICES = st.sampled_from([0, 3, 5, 8])
 MAX_CREDITS = st.sampled_from([None, None, 4, 9])
 REFUSALS = {"queue_full": "pool", "too_many_queued_jobs": "own"}
 
@@ -75,6 +73,15 @@ class Users(World):
         )
         twice = draw(st.sampled_from([False, False, False, True]))
         return [self.new_submission(*asked) for _ in range(2 if twice else 1)]
+
+    def buy(self, draw: Draw) -> list[Step]:
+        """By somebody who has credits, if anybody does."""
+        now_ms, ledger = self.model.now_ms, self.model.ledger
+        rich = [user for user in USERS if ledger.spendable(user, now_ms)]
+        user, price = draw(st.sampled_from(rich or USERS)), draw(st.sampled_from([3, 5, 8]))
+        asked = user, 60_000, ServiceTier.PRIORITY, draw(st.sampled_from(["b1", "b2", "b3"]))
+        twice = draw(st.booleans())
+        return [self.new_submission(*asked, None, False, price) for _ in range(2 if twice else 1)]
 
     def submit_again(self, draw: Draw) -> list[Step]:
         """An ingress that got no answer repeats its call, perhaps late."""

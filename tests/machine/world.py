@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 from redis.asyncio import Redis
 
 from deployments.redis_server import RedisServer
-from quota.ledger import Entry
+from quota.ledger import Entry, Kind
 from quota.redis_ledger import RedisLedger
 from quota.tiers import Surge, Tier, Tiers
 from quota.verify import verify
@@ -30,7 +30,7 @@ from tests.queue_state import QueueState, check, check_nothing_left, read_state
 
 HOUR_MS = 3_600_000
 LEASE_MS = 60_000
-BOUNDS = JobSettings(queue_max=14, retention_s=30 * 3600, queue_ttl_s=26 * 3600)
+BOUNDS = JobSettings(attempts_max=2, queue_max=14, retention_s=30 * 3600, queue_ttl_s=26 * 3600)
 SURGE_MS = 4_000_000
 NUMBERS = st.sampled_from([(2, 1, 3.0), (4, 2, 0.7), (1, 3, 1.0)])
 
@@ -127,6 +127,12 @@ class World(RuleBasedStateMachine):
         for user, name in zip(USERS, ("free", "brief", "pro", "paid"), strict=True):
             await self.set_tier(user, name)
             self.model.set_tier(user, name)
+        # All but one begin with something.
+        for user in USERS[:3]:
+            ref = next(self.refs)
+            self.last_entry = await self.ledger.grant(user, ref=ref, amount=20, kind=Kind.PURCHASE)
+            self.grants.append(GrantAsked(user, ref, 20, Kind.PURCHASE, None, None))
+            self.model.ledger.grant(self.grants[-1], now_ms)
         self.state = await read_state(self.redis)
         self.seen_s = time.monotonic()
 
