@@ -17,6 +17,9 @@ from serving.plan.catalog import Model
 from tests import tools
 from tests.clock import Clock
 
+# So that what fails there says what it found, as in a test.
+pytest.register_assert_rewrite("tests.machine", "tests.queue_state")
+
 REDIS_VERSIONS = ("6.2", "7")
 
 

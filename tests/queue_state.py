@@ -3,6 +3,7 @@ happened before."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +16,11 @@ from serving.jobs import TERMINAL, State
 from serving.jobs.cell import CELL
 from serving.plan.classes import CLASSES
 from serving.plan.rank import ORDERS
+from tests.ledger_state import ledger_problems
 
 READ = """
 local READ = {string = {'GET'}, hash = {'HGETALL'}, set = {'SMEMBERS'},
-  zset = {'ZRANGE', 0, -1, 'WITHSCORES'}}
+  zset = {'ZRANGE', 0, -1, 'WITHSCORES'}, list = {'LLEN'}, stream = {'XLEN'}}
 local found = {redis.call('TIME')}
 for _, name in ipairs(redis.call('KEYS', '*')) do
   local kind = redis.call('TYPE', name).ok
@@ -26,9 +28,13 @@ for _, name in ipairs(redis.call('KEYS', '*')) do
   local value = how and redis.call(command, name, first, last, how) or redis.call(command, name)
   found[#found + 1] = {name, kind, value}
 end
-return found"""
+return cjson.encode(found)"""
+"""As JSON, which the client is given in one piece: it reads Redis's own protocol much slower."""
 
-LASTING = {"schema", "seq", "fence", "seen", "ahead", "tiers", "pools", "parked"}
+LASTING = {
+    *("schema", "seq", "fence", "seen", "ahead", "tiers", "pools", "parked"),
+    *("ledger", "ledger:accounts", "grants_expiring"),
+}
 """Keys that stay when every job is gone, and beside them those that begin so:"""
 LASTING_OF = (
     "counters:",
@@ -40,9 +46,11 @@ LASTING_OF = (
     "emptying:",
     "user:",
     "replica",
+    *("credits:", "credit:", "grants:", "entries:"),
 )
-"""What tenants were leased, sums by pool, what is set for users, and replicas that live."""
-PASSING_OF = ("used:", "rate:", "same:", "idempotent:", "answer:", "gone:", "last_lease:")
+"""What tenants were leased, sums by pool, what is set for users, replicas that live, and what users
+were given and paid."""
+PASSING_OF = ("used:", "rate:", "same:", "idempotent:", "answer:", "gone:", "last_lease:", "hold:")
 """They go by themselves: each has a time to live."""
 
 
@@ -55,18 +63,25 @@ class QueueState:
     hashes: dict[str, dict[str, str]] = field(default_factory=dict)
     sets: dict[str, set[str]] = field(default_factory=dict)
     zsets: dict[str, dict[str, float]] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Of lists and streams."""
 
     @property
     def names(self) -> set[str]:
-        return {*self.strings, *self.hashes, *self.sets, *self.zsets}
+        return {*self.strings, *self.hashes, *self.sets, *self.zsets, *self.lengths}
+
+    def of(self, kind: str) -> dict[str, dict[str, str]]:
+        """The hashes of this kind, by the rest of their names."""
+        start = f"{kind}:"
+        return {
+            name.removeprefix(start): value
+            for name, value in self.hashes.items()
+            if name.startswith(start)
+        }
 
     @property
     def jobs(self) -> dict[str, dict[str, str]]:
-        return {
-            name.removeprefix("job:"): job
-            for name, job in self.hashes.items()
-            if name.startswith("job:")
-        }
+        return self.of("job")
 
     def tier(self, user: str) -> tuple[float, int | None]:
         """The weight of a user's tier, and how many jobs it may run at once."""
@@ -81,7 +96,7 @@ class QueueState:
 
 async def read_state(redis: Redis) -> QueueState:
     """All of it, in one script: nothing happens in between."""
-    (seconds, micros), *found = await redis.eval(READ, 0)
+    (seconds, micros), *found = json.loads(await redis.eval(READ, 0))
     state = QueueState()
     for name, kind, value in found:
         assert name.startswith(f"{CELL}:"), f"{name} is of no cell"
@@ -96,6 +111,8 @@ async def read_state(redis: Redis) -> QueueState:
                 state.sets[name] = set(value)
             case "zset":
                 state.zsets[name] = {member: float(score) for member, score in pairs.items()}
+            case "list" | "stream":
+                state.lengths[name] = value
     ahead_ms = float(state.strings.get("ahead", 0))
     by_redis_ms = int(seconds) * 1000 + int(micros) // 1000
     state.now_ms = max(int(by_redis_ms + ahead_ms), int(state.strings.get("seen", 0)))
@@ -103,7 +120,8 @@ async def read_state(redis: Redis) -> QueueState:
 
 
 def check(state: QueueState, *, retiered: Collection[str] = ()) -> None:
-    """Whatever happened: each job is in one place, sums are sums, and who may run may be leased.
+    """Whatever happened: each job is in one place, sums are sums, who may run may be leased, and
+    credits are where they should be.
 
     ``retiered``: users whose tier changed while they waited; what they may is looked at again when
     one of their jobs is leased or ends, or by the next tidying up.
@@ -157,6 +175,7 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
         if int(value)
     }
     yield from _differences("backlog", dict(backlog), sums)
+    yield from ledger_problems(state)
     yield from _who_may_be_leased(state, waits, running, retiered)
 
 

@@ -95,12 +95,23 @@ def source(script: str) -> str:
     for room, part in reversed(FRAGMENTS):
         if part in LEAN.get(script, ()):
             continue
-        # Whatever is outermost begins a line, and says "local".
-        for piece in reversed(re.split("^(?=local )", _read(room, part), flags=re.MULTILINE)):
-            defines = DEFINITION.match(piece)
-            if defines and re.search(rf"\b({defines[1].replace(', ', '|')})\b", text):
+        for piece, named in reversed(_definitions(room, part)):
+            if named.search(text):
                 text = piece + text
     return text
+
+
+@cache
+def _definitions(room: str, part: str) -> list[tuple[str, re.Pattern[str]]]:
+    """Of a fragment, each with what finds its names."""
+    # Whatever is outermost begins a line, and says "local".
+    pieces = re.split("^(?=local )", _read(room, part), flags=re.MULTILINE)
+    names = ((piece, DEFINITION.match(piece)) for piece in pieces)
+    return [
+        (piece, re.compile(rf"\b({match[1].replace(', ', '|')})\b"))
+        for piece, match in names
+        if match
+    ]
 
 
 def _read(room: str, name: str) -> str:

@@ -114,8 +114,10 @@ end
 
 -- Yes.
 local now_text = string.format('%.0f', now)
-if credits > 0 then
-  assert(hold(user, id, credits))
+if credits > 0 and not hold(user, id, credits) then
+  -- There is enough of it, so this was held before: for the job that this very call made, whose answer was
+  -- lost, and which was deleted since.
+  return {'replayed', limits_told(limits), {}, ''}
 end
 seq = redis.call('INCR', key('seq'))
 local day = ''
