@@ -62,12 +62,8 @@ def buy(
     Example: reelserve credits buy extra-10 --open
     """
     with reporting(as_json) as out, Client.as_user() as api:
-        key = secrets.token_hex(16)
-        fields = {"pack": pack}
-        made = patiently(
-            lambda: api.post("v1", "credits", "checkout", fields=fields, idempotency_key=key).body,
-            out.note,
-        )
+        api.get("v1", "credits", "packs")  # that nobody is there is told at once
+        made = _open(api, pack, out)
         if open_page:
             webbrowser.open(made["url"])
         if no_wait:
@@ -81,6 +77,13 @@ def buy(
         balance = patiently(lambda: api.get("v1", "credits").body, out.note)
         bought = {"checkout": checkout, "credits": balance}
         out.result(bought, facts([("paid", plain(made["title"])), *balance_of(balance)]))
+
+
+def _open(api: Client, pack: str, out: Output) -> Checkout:
+    """A new checkout: one, even if an answer is lost."""
+    key, fields = secrets.token_hex(16), {"pack": pack}
+    path = ("v1", "credits", "checkout")
+    return patiently(lambda: api.post(*path, fields=fields, idempotency_key=key).body, out.note)
 
 
 def _wait(api: Client, made: Checkout, out: Output) -> Checkout:

@@ -470,6 +470,8 @@ async def test_stripe_sells_in_the_same_way(ann: httpx.AsyncClient, services: Se
 NOT_LOCAL = [
     {"host": "shop.example"},
     {"host": "10.0.0.1:8000"},
+    {"host": "[::1"},
+    {"host": "localhost.shop.example"},
     {"x-forwarded-for": "127.0.0.1"},
     {"forwarded": "for=127.0.0.1"},
     {"x-forwarded-host": "127.0.0.1"},

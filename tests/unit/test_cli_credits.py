@@ -60,6 +60,7 @@ def credits(balance: float, user: str = "ann") -> dict[str, Any]:
 def shop(api: Script, monkeypatch: pytest.MonkeyPatch) -> Script:
     """A checkout that is paid at the third look."""
     monkeypatch.setattr(buy, "POLL_S", 0.01)
+    api.on("GET /v1/credits/packs", Answer({"data": [], "provider": "sandbox"}))
     api.on("POST /v1/credits/checkout", Answer(made()))
     api.on(LOOK, stands("open"), stands("processing"), stands("paid", "sandbox:pi_1"))
     api.on("GET /v1/credits", Answer(credits(41.5)))
@@ -149,15 +150,23 @@ def test_trouble_that_lasts_ends_with_where_to_pay(
     assert f"pay it at    {PAGE}" in result.stderr
 
 
-def test_a_refusal_is_told(api: Script) -> None:
-    api.on(
+def test_nobody_there_is_told_at_once(monkeypatch: pytest.MonkeyPatch, shop: Script) -> None:
+    monkeypatch.setenv("REELSERVE_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr(client, "PATIENCE_S", 3600)
+    result = reelserve("credits", "buy", "extra-10")
+    assert result.exit_code == 1
+    assert "cannot reach Reelserve" in result.stderr
+
+
+def test_a_refusal_is_told(shop: Script) -> None:
+    shop.on(
         "POST /v1/credits/checkout",
         error(501, "payments_not_configured", "Nothing can be bought here."),
     )
     result = reelserve("credits", "buy", "extra-10")
     assert result.exit_code == 1
     assert "Nothing can be bought here. (payments_not_configured, request req_1)" in result.stderr
-    assert len(api.requests["POST /v1/credits/checkout"]) == 1
+    assert len(shop.requests["POST /v1/credits/checkout"]) == 1
 
 
 def test_ctrl_c_leaves_the_checkout_open_and_says_so(shop: Script, tmp_path: Path) -> None:
