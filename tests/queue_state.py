@@ -127,7 +127,7 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
             place = f"queued:{pool}"
             waits.setdefault(user, set()).add(f"{pool} {service_class}")
             backlog[f"backlog:{pool}", f"{service_class}:jobs"] += 1
-            backlog[f"backlog:{pool}", f"{service_class}:ms"] += int(job["left_device_ms"])
+            backlog[f"backlog:{pool}", f"{service_class}:ms"] += _left_ms(job)
             for order in ORDERS:
                 line = f"line:{pool}:{service_class}:{user}:{order.name}"
                 lines.setdefault(line, set()).add(_place(job_id, job))
@@ -142,12 +142,12 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
         ours = {name: ids for name, ids in places.items() if name.startswith(kind)}
         yield from _differences("jobs by state", ours, _sets(state, kind))
     yield from _differences("lines", lines, _sets(state, "line:"))
-    yield from _differences("running", running, _sets(state, "user:", ":running"))
+    yield from _differences("running", running, _keys(state, "user:", ":running"))
     yield from _differences("jobs of users", owned, _sets(state, "user:", ":jobs"))
     yield from _differences(
         "lines of users",
         {f"user:{user}:lines": where for user, where in waits.items()},
-        _sets(state, "user:", ":lines"),
+        _keys(state, "user:", ":lines"),
     )
     sums = {
         (name, field): int(value)
@@ -160,8 +160,13 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
     yield from _who_may_be_leased(state, waits, running, retiered)
 
 
+def _left_ms(job: Mapping[str, str]) -> int:
+    """All of it, until a checkpoint saves some."""
+    return int(job.get("left_device_ms", job["est_device_ms"]))
+
+
 def _place(job_id: str, job: Mapping[str, str]) -> str:
-    numbers = (int(job[name]) for name in ("created_ms", "est_device_ms", "left_device_ms"))
+    numbers = (int(job["created_ms"]), int(job["est_device_ms"]), _left_ms(job))
     return " ".join((f"{int(job['seq']):012}", *map(str, numbers), job_id))
 
 
@@ -220,9 +225,17 @@ def close(expected: dict[str, float]) -> Any:
 
 def _sets(state: QueueState, start: str, end: str = "") -> dict[str, set[str]]:
     both = {**state.sets, **{name: set(members) for name, members in state.zsets.items()}}
+    return _named(both, start, end)
+
+
+def _keys(state: QueueState, start: str, end: str) -> dict[str, set[str]]:
+    return _named({name: set(values) for name, values in state.hashes.items()}, start, end)
+
+
+def _named(sets: Mapping[str, set[str]], start: str, end: str) -> dict[str, set[str]]:
     return {
         name: members
-        for name, members in both.items()
+        for name, members in sets.items()
         if name.startswith(start) and name.endswith(end)
     }
 

@@ -32,7 +32,7 @@ local GRANTS_MAX, ENTRIES_KEPT = 1000, 1000
 
 -- As text, all digits of it; 0 is added because there is a -0, too.
 local function whole(amount)
-  return string.format('%.0f', amount + 0)
+  return string.format('%d', amount + 0)
 end
 
 -- An amount as it was given; anything else is a defect of the caller.

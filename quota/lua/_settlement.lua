@@ -45,7 +45,7 @@ local function grant(user, ref, amount, kind, priority, expires_ms, reason)
   give(postings, debt_of(user), user, ref, amount)
   redis.call('HSET', key('credit', ref), 'type', 'grant', 'user', user, 'amount', whole(amount),
     'kind', kind, 'left', 0, 'expired', 0, 'reversed', 0, 'expires_ms', whole(expires_ms),
-    'place', string.format('%03d %015.0f %015.0f %s', priority, expires_ms, now, ref))
+    'place', string.format('%03d %015d %015d %s', priority, expires_ms, now, ref))
   local entry = post('grant', user, {'ref', ref, 'kind', kind, 'priority', priority,
     'expires_ms', expires_ms < NEVER_MS and whole(expires_ms) or '', 'reason', reason}, postings)
   redis.call('HSET', key('credit', ref), 'entry', entry)

@@ -47,6 +47,11 @@ def new_video_id() -> str:
     return f"video_{secrets.token_hex(16)}"
 
 
+def asked_text(alias: str, service_tier: ServiceTier, spec: ClipSpec) -> str:
+    """What was asked for, as a job's hash keeps it: no script reads it, and each field costs."""
+    return f"{alias} {service_tier} {spec.model_dump_json()}"
+
+
 @dataclass(frozen=True)
 class Job:
     """One accepted request, as Redis holds it.
@@ -114,17 +119,18 @@ class Job:
     @classmethod
     def from_hash(cls, raw: Mapping[str, str]) -> Self:
         """A job from the fields of its Redis hash, as the scripts write them."""
+        alias, service_tier, spec = raw["asked"].split(" ", 2)
         return cls(
             id=raw["id"],
             user=raw["user"],
             pool=raw["pool"],
-            alias=raw["alias"],
+            alias=alias,
             state=State(raw["state"]),
-            spec=ClipSpec.model_validate_json(raw["spec"]),
+            spec=ClipSpec.model_validate_json(spec),
             est_device_ms=int(raw["est_device_ms"]),
             created_ms=int(raw["created_ms"]),
             seq=int(raw["seq"]),
-            service_tier=ServiceTier(raw["service_tier"]),
+            service_tier=ServiceTier(service_tier),
             service_class=ServiceClass(raw["class"]),
             paid_from=raw["from"],
             credits=int(raw.get("credits", 0)),
@@ -139,7 +145,7 @@ class Job:
             remaining_ms=int(raw.get("remaining_ms", 0)),
             checkpoint=raw.get("checkpoint", ""),
             checkpoint_step=int(raw.get("checkpoint_step", 0)),
-            left_device_ms=int(raw["left_device_ms"]),
+            left_device_ms=int(raw.get("left_device_ms", raw["est_device_ms"])),
             spent_ms=int(raw.get("spent_ms", 0)),
             preempted=int(raw.get("preempted", 0)),
             preview=raw.get("preview", ""),

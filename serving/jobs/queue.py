@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from quota.tiers import Tiers
 from serving.jobs.admission import Admission, Allowance, Limits, Usage, Wish, may_pay
 from serving.jobs.cell import Cell, error_json
-from serving.jobs.job import Job, State
+from serving.jobs.job import Job, State, asked_text
 from serving.jobs.refused import Asked, refusal
 from serving.jobs.settings import JobSettings
 from serving.jobs.views import Explanation, PoolTop
@@ -118,8 +118,7 @@ class JobQueue:
             job_id,
             user,
             spec.model,
-            alias,
-            spec.model_dump_json(),
+            asked_text(alias, wish.service_tier, spec),
             spec.shape,
             spec.rows,
             max(1, est_device_ms),

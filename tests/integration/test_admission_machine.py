@@ -654,7 +654,7 @@ def _fields(raw: dict[str, str]) -> dict[str, Any]:
         "class": raw["class"],
         "from": raw["from"],
         "seq": int(raw["seq"]),
-        "left": int(raw["left_device_ms"]),
+        "left": int(raw.get("left_device_ms", raw["est_device_ms"])),
         "spent": int(raw.get("spent_ms", 0)),
         "charged": int(raw["charged_ms"]) if "charged_ms" in raw else None,
         "attempts": int(raw.get("attempts", 0)),

@@ -3,7 +3,7 @@
 -- Jobs of this user that wait, wherever.
 local function queued_of(user)
   local n = 0
-  for _, where in ipairs(redis.call('SMEMBERS', key('user', user, 'lines'))) do
+  for _, where in ipairs(redis.call('HKEYS', key('user', user, 'lines'))) do
     local pool, class = string.match(where, '^(%S+) (%S+)$')
     n = n + redis.call('ZCARD', line(pool, class, user, ORDERS[1].name))
   end
@@ -43,6 +43,6 @@ local function limits_told(limits)
   if limits.rate then
     left, refill_ms = rate_left(limits.rate)
   end
-  return string.format('%.0f %.0f %.0f %.0f %.0f %d', limits.generations, limits.gpu_ms,
+  return string.format('%d %d %d %d %d %d', limits.generations, limits.gpu_ms,
     limits.ends or -1, left, refill_ms, limits.surges and 1 or 0)
 end

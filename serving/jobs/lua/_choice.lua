@@ -12,28 +12,34 @@ local function waiting_classes(pool)
 end
 
 -- Tenants one of whom goes first: {user, counter} of those with the lowest counters, within a window. The
--- first of them is overdue when too much went to the others.
+-- first of them is overdue when too much went to the others: then it is the only one.
 local function candidates(pool, class)
   local ready = redis.call('ZRANGE', key('ready', pool, class), 0, CANDIDATES - 1, 'WITHSCORES')
-  local width = fair_field(pool, class, 'window')
-  local most, tenants = tonumber(ready[2] or 0) + width, {}
+  local width, passed =
+    unpack(redis.call('HMGET', key('fair', pool), class .. ':window', class .. ':passed'))
+  local least, tenants = tonumber(ready[2] or 0), {}
+  width = tonumber(width or 0)
+  local overdue = is_overdue(tonumber(passed or 0), width)
   for i = 1, #ready, 2 do
     local counter = tonumber(ready[i + 1])
-    if counter > most then
+    if counter > least + width then
       break
     end
-    tenants[#tenants + 1] = {user = ready[i], counter = counter, is_least = i == 1,
-      overdue = i == 1 and is_overdue(fair_field(pool, class, 'passed'), width)}
+    tenants[#tenants + 1] = {user = ready[i], counter = counter, least = least, is_least = i == 1,
+      overdue = i == 1 and overdue}
   end
   return tenants
 end
 
--- A job as rank sees it, and more of its fields.
+-- A job as rank sees it, and more of its fields; nothing if there is none.
 local function contender(id, now, remaining_ms, seat, ...)
   local got = redis.call('HMGET', key('job', id), 'created_ms', 'est_device_ms', 'left_device_ms',
     'seq', 'seat', ...)
+  if not got[1] then
+    return
+  end
   local created_ms, total_ms = tonumber(got[1]), tonumber(got[2])
-  remaining_ms, seat = remaining_ms or tonumber(got[3]), seat or tonumber(got[5] or 0)
+  remaining_ms, seat = remaining_ms or tonumber(got[3] or total_ms), seat or tonumber(got[5] or 0)
   local job = {id = id, seq = tonumber(got[4]), seat = seat,
     contender = {created_ms, total_ms, remaining_ms, seat},
     urgency = urgency(created_ms, total_ms, remaining_ms, now)}
@@ -45,6 +51,7 @@ local function waiting_job(place, tenant, class, now)
   local seq, created, total, left, id = string.match(place, '^(%d+) (%d+) (%d+) (%d+) (.+)$')
   local created_ms, total_ms, left_ms = tonumber(created), tonumber(total), tonumber(left)
   return {id = id, seq = tonumber(seq), seat = SEATS[class], class = class, tenant = tenant,
+    place = place,
     contender = {created_ms, total_ms, left_ms, SEATS[class]},
     urgency = urgency(created_ms, total_ms, left_ms, now)}
 end
@@ -52,18 +59,20 @@ end
 -- And what else a lease asks of it.
 local function described(job)
   local rows, queued_ms, attempts
-  job.shape, rows, queued_ms, job.holder, attempts = unpack(redis.call('HMGET', key('job', job.id),
-    'shape', 'rows', 'queued_ms', 'holder', 'attempts'))
-  job.rows, job.queued_ms, job.attempts = tonumber(rows), tonumber(queued_ms), tonumber(attempts or 0)
+  job.shape, rows, queued_ms, job.holder, attempts, job.spent_ms, job.step =
+    unpack(redis.call('HMGET', key('job', job.id), 'shape', 'rows', 'queued_ms', 'holder', 'attempts',
+      'spent_ms', 'checkpoint_step'))
+  job.rows, job.attempts = tonumber(rows), tonumber(attempts or 0)
+  job.queued_ms = tonumber(queued_ms or job.contender[1])
   return job
 end
 
 -- Gives the first few jobs of a class that wait, one at each call, whoever goes first first. Of each tenant
--- only the heads of its lines are looked at, the fewer the more tenants there are; and a job's hash only when
--- it is its turn.
+-- only the heads of its lines are looked at, the fewer the more tenants there are (HEADS of one, the first
+-- of CANDIDATES); and a job's hash only when it is its turn.
 local function each_waiting(pool, class, now)
   local tenants, seen, heads = candidates(pool, class), {}, {}
-  local last = math.max(1, math.floor(HEADS / math.max(1, #tenants))) - 1
+  local last = math.max(1, math.floor(HEADS / (#tenants) ^ 1.25)) - 1
   for _, tenant in ipairs(tenants) do
     for _, order in ipairs(ORDERS) do
       local places = redis.call('ZRANGE', line(pool, class, tenant.user, order.name), 0, last)

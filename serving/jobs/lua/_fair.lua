@@ -2,7 +2,7 @@
 -- is said there, and a test holds the two equal to the last bit.
 local CLASSES = {'burst', 'standard', 'relaxed'}
 local SEATS = {burst = 0, standard = 1, relaxed = 2}
-local CANDIDATES = 32
+local CANDIDATES = 16
 local WINDOW_DECAY = 1 - 1 / 1024
 local PATIENCE = 4
 local OWED_SEAT = -1

@@ -7,13 +7,15 @@
 -- All that the rank of a job that waits needs; none of it changes while it does. But for seq they are
 -- texts: what is formatted once need not be again.
 local function place_text(seq, created, total, left, id)
-  return string.format('%012.0f ', seq) .. created .. ' ' .. total .. ' ' .. left .. ' ' .. id
+  return string.sub('00000000000', #seq) .. seq .. ' ' .. created .. ' ' .. total .. ' ' .. left .. ' ' .. id
 end
 
+-- All of it is left until a checkpoint saves some.
 local function place_of(id)
-  local seq, created, total, left = unpack(redis.call('HMGET', key('job', id), 'seq', 'created_ms',
-    'est_device_ms', 'left_device_ms'))
-  return place_text(seq, created, total, left, id)
+  local seq, created, total, left, user, class = unpack(redis.call('HMGET', key('job', id), 'seq',
+    'created_ms', 'est_device_ms', 'left_device_ms', 'user', 'class'))
+  left = left or total
+  return place_text(seq, created, total, left, id), left, user, class
 end
 
 local function line(pool, class, user, order)
@@ -58,7 +60,7 @@ end
 
 local function may_run_another(user)
   local _, most = tier_of(user)
-  return not most or redis.call('SCARD', key('user', user, 'running')) < most
+  return not most or redis.call('HLEN', key('user', user, 'running')) < most
 end
 
 -- The least counter of those who wait, or nothing; the highest it ever was; the window; the last that
@@ -99,7 +101,7 @@ end
 local function park_or_wake(user)
   local wakes = may_run_another(user)
   if not wakes or redis.call('SREM', key('parked'), user) == 1 then
-    for _, where in ipairs(redis.call('SMEMBERS', key('user', user, 'lines'))) do
+    for _, where in ipairs(redis.call('HKEYS', key('user', user, 'lines'))) do
       local pool, class = string.match(where, '^(%S+) (%S+)$')
       if wakes then
         local least, reached, width = levels(pool, class)
@@ -131,35 +133,37 @@ local function enqueue_new(id, pool, seq, created, total, left, user, class)
     redis.call('ZADD', line(pool, class, user, order.name), scores[i], place)
   end
   add_to_backlog(pool, class, 1, left)
-  if redis.call('SADD', key('user', user, 'lines'), pool .. ' ' .. class) == 1 then
+  if redis.call('HSETNX', key('user', user, 'lines'), pool .. ' ' .. class, '') == 1 then
     make_ready(pool, class, user)
   end
   redis.call('PUBLISH', key('wake', pool),
-    string.format('%.0f ', now_ms()) .. created .. ' ' .. total .. ' ' .. left .. ' ' .. SEATS[class])
+    string.format('%d ', now_ms()) .. created .. ' ' .. total .. ' ' .. left .. ' ' .. SEATS[class])
 end
 
 -- Back into them.
 local function enqueue(id, pool)
   local seq, created, total, left, user, class = unpack(redis.call('HMGET', key('job', id), 'seq',
     'created_ms', 'est_device_ms', 'left_device_ms', 'user', 'class'))
-  enqueue_new(id, pool, seq, created, total, left, user, class)
+  enqueue_new(id, pool, seq, created, total, left or total, user, class)
 end
 
--- Out of them, if it waits.
-local function dequeue(id, pool)
-  if redis.call('ZREM', key('queued', pool), id) == 0 then
-    return
-  end
-  local place = place_of(id)
-  local left, user, class =
-    unpack(redis.call('HMGET', key('job', id), 'left_device_ms', 'user', 'class'))
+-- Out of them. Whoever found it there knows its place; for anyone else place_of does.
+local function take_out(id, pool, place, left, user, class)
+  redis.call('ZREM', key('queued', pool), id)
   for _, order in ipairs(ORDERS) do
     redis.call('ZREM', line(pool, class, user, order.name), place)
   end
   add_to_backlog(pool, class, -1, 0 - left)
   if redis.call('EXISTS', line(pool, class, user, ORDERS[1].name)) == 0 then
-    redis.call('SREM', key('user', user, 'lines'), pool .. ' ' .. class)
+    redis.call('HDEL', key('user', user, 'lines'), pool .. ' ' .. class)
     redis.call('ZREM', key('ready', pool, class), user)
+  end
+end
+
+-- Out of them, if it waits.
+local function dequeue(id, pool)
+  if redis.call('ZSCORE', key('queued', pool), id) then
+    take_out(id, pool, place_of(id))
   end
 end
 
@@ -172,43 +176,45 @@ local function add_to_counter(pool, class, user, ms)
   end
 end
 
--- A job of this class was leased to run until its end: the tenant and the classes are charged what
--- that is estimated to take. To be called once it is dequeued, with the classes that waited before, and
--- whether its tenant had the least counter.
-local function charge(id, pool, waiting, shares, is_least)
-  local user, class, left, spent = unpack(redis.call('HMGET', key('job', id), 'user', 'class',
-    'left_device_ms', 'spent_ms'))
-  local weight = tier_of(user)
-  local credits = after_lease(credits_of(pool), waiting, class, tonumber(left), shares)
-  redis.call('HSET', key('fair', pool), 'burst:credit', credits.burst, 'standard:credit',
-    credits.standard, 'relaxed:credit', credits.relaxed, class .. ':window',
-    window(fair_field(pool, class, 'window'), tonumber(left), weight), class .. ':passed',
-    passed_over(fair_field(pool, class, 'passed'), tonumber(left), weight, is_least))
-  redis.call('HSET', key('job', id), 'charged_ms', left + (spent or 0), 'weight', weight)
-  redis.call('SADD', key('user', user, 'running'), id)
-  add_to_counter(pool, class, user, left / weight)
-  park_or_wake(user)
+-- A job of this tenant and class was leased to run until its end: both are charged what that is
+-- estimated to take. To be called once it is taken out, with the classes that waited before and their
+-- credits. Returns the tenant's weight, as it was charged.
+local function charge(id, pool, class, tenant, left, waiting, credits, shares)
+  local weight = tier_of(tenant.user)
+  local after = after_lease(credits, waiting, class, left, shares)
+  local reached, width, passed = unpack(redis.call('HMGET', key('fair', pool), class .. ':reached',
+    class .. ':window', class .. ':passed'))
+  redis.call('HSET', key('fair', pool), 'burst:credit', after.burst, 'standard:credit',
+    after.standard, 'relaxed:credit', after.relaxed,
+    class .. ':reached', math.max(tonumber(reached or 0), tenant.least),
+    class .. ':window', window(tonumber(width or 0), left, weight),
+    class .. ':passed', passed_over(tonumber(passed or 0), left, weight, tenant.is_least))
+  redis.call('HSET', key('user', tenant.user, 'running'), id, '')
+  add_to_counter(pool, class, tenant.user, left / weight)
+  park_or_wake(tenant.user)
+  return weight
 end
 
 -- What is left of this job will be leased again, so its class is not to pay for it twice.
 local function unlease_class(id, pool)
-  local class, left = unpack(redis.call('HMGET', key('job', id), 'class', 'left_device_ms'))
+  local class, total, left =
+    unpack(redis.call('HMGET', key('job', id), 'class', 'est_device_ms', 'left_device_ms'))
   local credit = fair_field(pool, class, 'credit')
   if credit < 0 then
-    redis.call('HSET', key('fair', pool), class .. ':credit', math.min(0, credit + left))
+    redis.call('HSET', key('fair', pool), class .. ':credit', math.min(0, credit + (left or total)))
   end
 end
 
 -- A lease ended. The tenant was charged what the job would have spent by its end, over the weight it
 -- had then; now it is known what it has. lost: the work that no checkpoint saved counts as not done.
 local function settle(id, pool, lost)
-  local user, class, charged, weight, spent, left = unpack(redis.call('HMGET', key('job', id), 'user',
-    'class', 'charged_ms', 'weight', 'spent_ms', 'left_device_ms'))
-  redis.call('SREM', key('user', user, 'running'), id)
+  local user, class, charged, weight, spent, total, left = unpack(redis.call('HMGET', key('job', id),
+    'user', 'class', 'charged_ms', 'weight', 'spent_ms', 'est_device_ms', 'left_device_ms'))
+  redis.call('HDEL', key('user', user, 'running'), id)
   if charged then
     spent = tonumber(spent or 0)
     if lost then
-      spent = math.max(0, math.min(spent, charged - left))
+      spent = math.max(0, math.min(spent, charged - (left or total)))
       redis.call('HSET', key('job', id), 'spent_ms', spent)
     end
     redis.call('HDEL', key('job', id), 'charged_ms', 'weight')

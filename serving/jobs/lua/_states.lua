@@ -16,7 +16,7 @@ end
 local function give_back_allowance(id, state)
   local user, day, est, spent = unpack(redis.call('HMGET', key('job', id), 'user', 'day',
     'est_device_ms', 'spent_ms'))
-  if day ~= '' then
+  if day then
     spent = tonumber(spent or 0)
     local counts = state == 'completed' or (state == 'cancelled' and spent > 0)
     unuse(user, day, counts and 0 or 1, est - (counts and spent or 0))

@@ -19,10 +19,10 @@ answer.credit_ms, answer.window_ms = fair_field(pool, class, 'credit'), fair_fie
 answer.counter_ms, answer.least_ms = counter_of(pool, class, user) or 0, tonumber(least or 0)
 answer.seat, answer.urgency_ms = me.seat, me.urgency
 answer.parked = redis.call('ZSCORE', key('ready', pool, class), user) == false
-answer.running = redis.call('SCARD', key('user', user, 'running'))
+answer.running = redis.call('HLEN', key('user', user, 'running'))
 answer.own_before = redis.call('ZRANK', line(pool, class, user, ORDERS[1].name),
-  place_of(id)) or 0
-answer.queued_ms, answer.attempts = now - queued_ms, tonumber(attempts or 0)
+  (place_of(id))) or 0
+answer.queued_ms, answer.attempts = now - (queued_ms or me.contender[1]), tonumber(attempts or 0)
 answer.replicas = redis.call('ZCARD', key('replicas', pool))
 local before = {}
 for _, other in ipairs(answer.order) do

@@ -54,11 +54,12 @@ end
 local function resident()
   local runs, leaving = {}, false
   for _, each in ipairs(room.runs) do
-    if fence_holds(each.id, tostring(each.fence)) then
-      local run, shape, rows, leased_ms, preempted, leaves =
-        contender(each.id, now, each.left_ms, nil, 'shape', 'rows', 'leased_ms', 'preempted',
-          'leaving')
-      leaving = leaving or leaves == tostring(each.fence)
+    local fence = tostring(each.fence)
+    local run, state, held, shape, rows, leased_ms, preempted, leaves =
+      contender(each.id, now, each.left_ms, nil, 'state', 'fence', 'shape', 'rows', 'leased_ms',
+        'preempted', 'leaving')
+    if state == 'in_progress' and held == fence then
+      leaving = leaving or leaves == fence
       run.fence, run.shape, run.rows = each.fence, shape, tonumber(rows)
       run.ran_ms, run.preempted = now - tonumber(leased_ms), tonumber(preempted or 0)
       run.denoises, run.switch_ms = each.denoises, each.switch_ms
@@ -118,7 +119,7 @@ local function empties_here()
   if by and by ~= replica and now < tonumber(till) then
     return false
   end
-  redis.call('SET', key('emptying', pool), string.format('%s %.0f', replica, now + EMPTYING_MS))
+  redis.call('SET', key('emptying', pool), string.format('%s %d', replica, now + EMPTYING_MS))
   return true
 end
 
@@ -191,23 +192,18 @@ local function swap(runs)
 end
 
 local function grant(job, victim, classes)
-  local id, class, fair = job.id, job.class, key('fair', pool)
-  local owed = fair_field(pool, class, 'credit') > 0
-  local least = tonumber(redis.call('ZRANGE', key('ready', pool, class), 0, 0, 'WITHSCORES')[2])
-  if least > fair_field(pool, class, 'reached') then
-    redis.call('HSET', fair, class .. ':reached', least)
-  end
-  dequeue(id, pool)
+  local id, class, credits, left = job.id, job.class, credits_of(pool), job.contender[3]
+  take_out(id, pool, job.place, left, job.tenant.user, class)
+  local weight = charge(id, pool, class, job.tenant, left, classes, credits, room.shares)
   redis.call('ZREM', key('idle', pool), replica)
-  local fence = redis.call('INCR', key('fence'))
+  local fence, until_ms = redis.call('INCR', key('fence')), now + lease_ms
   redis.call('HSET', key('job', id), 'state', 'in_progress', 'replica', replica,
-    'fence', fence, 'phase', 'encode', 'leased_ms', now, 'holder', '',
-    'seat', owed and OWED_SEAT or SEATS[class], 'remaining_ms', job_field(id, 'left_device_ms'),
-    'step', job_field(id, 'checkpoint_step') or 0)
-  redis.call('HINCRBY', key('job', id), 'attempts', 1)
+    'fence', fence, 'phase', 'encode', 'leased_ms', now, 'lease_until_ms', until_ms, 'holder', '',
+    'seat', credits[class] > 0 and OWED_SEAT or SEATS[class], 'remaining_ms', left,
+    'step', job.step or 0, 'attempts', job.attempts + 1,
+    'charged_ms', left + (job.spent_ms or 0), 'weight', weight)
   redis.call('HSETNX', key('job', id), 'started_ms', now)
-  charge(id, pool, classes, room.shares, job.tenant.is_least)
-  lease_until(id, pool, now + lease_ms)
+  redis.call('ZADD', key('leased', pool), until_ms, id)
   redis.call('SET', key('last_lease', replica),
     table.concat({token, id, fence, victim}, ' '), 'EX', 3600)
   return {now, victim, redis.call('HGETALL', key('job', id))}

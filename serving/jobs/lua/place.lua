@@ -4,6 +4,7 @@
 -- would grant them. Where many do, it is estimated by tenant and class. Runs that only store their clip hold no slot,
 -- so they are left out.
 local FEW, RANKED, SUMMED, TENANTS, RUNNING = 48, 32, 128, 64, 64
+local ANY, SHORTER = 1 / 4, 7 / 8
 local id, pool, shares = ARGV[1], ARGV[2], cjson.decode(ARGV[3])
 local now = now_ms()
 local mine, class, my_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])
@@ -22,7 +23,7 @@ end
 -- As it is, or as it would be lifted.
 local function my_counter()
   local counter = counter_of(pool, class, mine)
-  if new and redis.call('SISMEMBER', key('user', mine, 'lines'), pool .. ' ' .. class) == 0 then
+  if new and redis.call('HEXISTS', key('user', mine, 'lines'), pool .. ' ' .. class) == 0 then
     local least, reached, width, last = levels(pool, class)
     return lifted(counter, least, reached, last, width)
   end
@@ -54,19 +55,27 @@ local function everybody()
   return classes
 end
 
+local function has_less(a, b)
+  if a.counter ~= b.counter then
+    return a.counter < b.counter
+  end
+  return a.user < b.user
+end
+
 -- The tenant and the number of its job that goes first in a class, and whether it has the least counter.
 local function next_of(group, at)
-  local least
+  local tenants = {}
   for _, tenant in ipairs(group.tenants) do
-    if #tenant.jobs > 0 and (not least or tenant.counter < least.counter
-        or (tenant.counter == least.counter and tenant.user < least.user)) then
-      least = tenant
+    if #tenant.jobs > 0 then
+      tenants[#tenants + 1] = tenant
     end
   end
-  local overdue = is_overdue(group.passed, group.window)
+  table.sort(tenants, has_less)
+  local least, overdue = tenants[1], is_overdue(group.passed, group.window)
   local first, whose, number
-  for _, tenant in ipairs(group.tenants) do
-    if tenant == least or (not overdue and tenant.counter <= least.counter + group.window) then
+  for n = 1, math.min(#tenants, CANDIDATES) do
+    local tenant = tenants[n]
+    if n == 1 or (not overdue and tenant.counter <= least.counter + group.window) then
       for i, job in ipairs(tenant.jobs) do
         local wants = job.contender
         job.urgency = urgency(wants[1], wants[2], wants[3], at)
@@ -116,7 +125,7 @@ end
 local function of_my_own()
   local own = line(pool, class, mine, ORDERS[1].name)
   local place = new and redis.call('ZCOUNT', own, '-inf', my_ms)
-    or redis.call('ZRANK', own, place_of(id))
+    or redis.call('ZRANK', own, (place_of(id)))
   if place >= SUMMED then
     local half = math.floor(place / 2)
     return place, place * redis.call('ZRANGE', own, half, half, 'WITHSCORES')[2]
@@ -143,9 +152,9 @@ local function of_my_own()
   return ahead, work_ms
 end
 
--- What the class goes first with. Other tenants do so with what brings them to within a window of where
--- this tenant's counter will be then, and beyond that, for another window, with jobs that are shorter
--- than this one. The first few of them stand for all.
+-- What the class goes first with. Other tenants do so with what brings them to within ANY of a window of
+-- where this tenant's counter will be then, and from there to SHORTER of one beyond it with jobs that are
+-- shorter than this one; both are as simulations had it. The first few of them stand for all.
 local function of_my_class()
   local jobs, ms = backlog_of(class)
   local mean_ms = math.max(1, ms / math.max(1, jobs))
@@ -154,16 +163,16 @@ local function of_my_class()
   local ready, wide = key('ready', pool, class), fair_field(pool, class, 'window')
   wide = math.max(wide, mean_ms)
   local seen = redis.call('ZRANGE', ready, 0, TENANTS - 1, 'WITHSCORES')
-  local before = redis.call('ZCOUNT', ready, '-inf', until_ms + wide)
+  local before = redis.call('ZCOUNT', ready, '-inf', until_ms + SHORTER * wide)
   local others, others_ms, n = 0, 0, 0
   for i = 1, #seen, 2 do
     local user, counter = seen[i], tonumber(seen[i + 1])
-    if user ~= mine and counter <= until_ms + wide then
+    if user ~= mine and counter <= until_ms + SHORTER * wide then
       local theirs, weight = line(pool, class, user, ORDERS[1].name), tier_of(user)
       local count = redis.call('ZCARD', theirs)
-      local any = math.ceil(math.max(0, until_ms - wide - counter) * weight / mean_ms)
+      local any = math.ceil(math.max(0, until_ms - ANY * wide - counter) * weight / mean_ms)
       local short = redis.call('ZCOUNT', theirs, '-inf', string.format('(%.17g', my_ms))
-      short = math.min(short, math.ceil((until_ms + wide - counter) * weight / mean_ms))
+      short = math.min(short, math.ceil((until_ms + SHORTER * wide - counter) * weight / mean_ms))
       any, short = math.min(count, any), math.max(0, short - any)
       n, others = n + 1, others + any + short
       others_ms = others_ms + any * mean_ms + short * math.min(mean_ms, my_ms)

@@ -1,4 +1,4 @@
--- submit(id, user, pool, alias, spec, shape, rows, est_device_ms, queued_max, retention_ms, service_tier,
+-- submit(id, user, pool, asked, shape, rows, est_device_ms, queued_max, retention_ms, service_tier,
 -- body, idempotency_key, idempotent_ms, retried, retry_ms, price, max_credits, inside, beyond,
 -- generations, gpu_ms, queued_jobs, per_minute, days, surge_generations, surge_inside, surge_ms, dry)
 -- -> {outcome, …}; '' is none
@@ -15,7 +15,7 @@
 -- The pool's queue holds queued_max jobs, the last of them only of the higher classes.
 -- It is the one script whose rate bounds all others, so it asks nothing twice.
 local QUEUE_SHARE = {burst = 1, standard = 0.9, relaxed = 0.8}
-local id, user, pool, alias, spec, shape, rows, est, queued_max, retention_ms, service_tier, body,
+local id, user, pool, asked, shape, rows, est, queued_max, retention_ms, service_tier, body,
   idempotency_key, idempotent_ms, retried, retry_ms, price, max_credits, inside, beyond, generations,
   gpu_ms, queued_jobs, per_minute, days, surge_generations, surge_inside, surge_ms, dry = unpack(ARGV)
 local now, est_device_ms = now_ms(), tonumber(est)
@@ -30,7 +30,8 @@ if seq then
 end
 local remembered = idempotency_key ~= '' and key('idempotent', user, idempotency_key)
 if remembered then
-  local of_body, job = string.match(redis.call('GET', remembered) or '', '^(%S+) (%S+)$')
+  local before = redis.call('GET', remembered)
+  local of_body, job = string.match(before or '', '^(%S+) (%S+)$')
   if of_body and of_body ~= body then
     return {'mismatch'}
   elseif of_body then
@@ -102,37 +103,39 @@ end
 if not class then
   keep_used(user, limits, dry)
   local wait_ms = short ~= 'priority' and limits.ends and math.ceil(limits.ends - now) or -1
-  return {short, limits_told(limits), wait_ms, string.format('%.0f', balance),
-    string.format('%.0f', owed)}
-elseif redis.call('ZCARD', key('queued', pool)) >= queued_max * QUEUE_SHARE[class] then
+  return {short, limits_told(limits), wait_ms, string.format('%d', balance),
+    string.format('%d', owed)}
+end
+local queued = redis.call('ZCARD', key('queued', pool))
+if queued >= queued_max * QUEUE_SHARE[class] then
   keep_used(user, limits, dry)
   return {'pool', limits_told(limits), -1}
 elseif dry == '1' then
   return {'accepted', limits_told(limits),
-    string.format('0 %.0f %s %s %.0f', now, class, from, credits)}
+    string.format('0 %d %s %s %d', now, class, from, credits)}
 end
 
 -- Yes.
-local now_text = string.format('%.0f', now)
+local now_text = string.format('%d', now)
 if credits > 0 then
   assert(hold(user, id, credits))
 end
-seq = redis.call('INCR', key('seq'))
-local day = ''
-if from == 'allowance' and limits.day then
-  day = limits.day
+seq = string.format('%d', redis.call('INCR', key('seq')))
+local more = {}
+if credits > 0 then
+  more = {'credits', whole(credits)}
+elseif from == 'allowance' and limits.day then
+  more = {'day', string.format('%d', limits.day)}
   limits.generations, limits.gpu_ms = limits.generations + 1, limits.gpu_ms + est_device_ms
 end
 keep_used(user, limits)
 redis.call('HSET', key('job', id), 'id', id, 'user', user, 'pool', pool, 'seq', seq, 'state', 'queued',
-  'class', class, 'from', from, 'day', day, 'service_tier', service_tier, 'shape', shape,
-  'rows', rows, 'est_device_ms', est, 'left_device_ms', est, 'created_ms', now_text, 'queued_ms', now_text,
-  'retention_ms', retention_ms, 'alias', alias, 'spec', spec)
-if credits > 0 then
-  redis.call('HSET', key('job', id), 'credits', whole(credits))
-end
+  'class', class, 'from', from, 'shape', shape, 'rows', rows, 'est_device_ms', est,
+  'created_ms', now_text, 'retention_ms', retention_ms, 'asked', asked, unpack(more))
 redis.call('ZADD', key('user', user, 'jobs'), seq, id)
-redis.call('SADD', key('pools'), pool)
+if queued == 0 then
+  redis.call('SADD', key('pools'), pool)
+end
 enqueue_new(id, pool, seq, now_text, est, est, user, class)
 if remembered then
   redis.call('SET', remembered, body .. ' ' .. id, 'PX', idempotent_ms)
@@ -141,4 +144,4 @@ if same then
   redis.call('SET', same, id, 'PX', retry_ms)
 end
 return {'accepted', limits_told(limits),
-  string.format('%.0f %.0f %s %s %.0f', seq, now, class, from, credits)}
+  string.format('%s %s %s %s %d', seq, now_text, class, from, credits)}

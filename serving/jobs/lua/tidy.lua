@@ -14,7 +14,7 @@ local function forget_counters(pool, class)
   local users = redis.call('ZRANGEBYSCORE', counters, '-inf', most, 'LIMIT', at, 100)
   local kept = 0
   for _, user in ipairs(users) do
-    if redis.call('SISMEMBER', key('user', user, 'lines'), pool .. ' ' .. class) == 0
+    if redis.call('HEXISTS', key('user', user, 'lines'), pool .. ' ' .. class) == 0
         and redis.call('EXISTS', key('user', user, 'running')) == 0 then
       redis.call('ZREM', counters, user)
       redis.call('ZREM', key('floors', pool, class), user)

@@ -10,7 +10,7 @@ for _, class in ipairs(CLASSES) do
     local user = ready[i]
     tenants[#tenants + 1] = {user = user, counter_ms = tonumber(ready[i + 1]),
       waiting = redis.call('ZCARD', line(pool, class, user, ORDERS[1].name)),
-      running = redis.call('SCARD', key('user', user, 'running'))}
+      running = redis.call('HLEN', key('user', user, 'running'))}
   end
   answer[#answer + 1] = {service_class = class,
     jobs = tonumber(redis.call('HGET', backlog, class .. ':jobs') or 0),

@@ -5,4 +5,4 @@ for i, pool in ipairs(pools) do
   surging[i] = pool[2] ~= cjson.null and surges(pool[1], pool[2]) and 1 or 0
 end
 return {limits_told(limits_now(user, '', now_ms(), ARGV[4], ARGV[3], '')),
-  redis.call('SCARD', key('user', user, 'running')), queued_of(user), surging}
+  redis.call('HLEN', key('user', user, 'running')), queued_of(user), surging}
