@@ -16,8 +16,8 @@ from collections.abc import Collection, Mapping, Sequence
 from serving.plan.classes import CLASSES, ServiceClass
 
 CANDIDATES = 16
-"""Tenants that a lease looks at: those with the lowest counters. With a million jobs waiting, what a
-lease costs is mostly these: the jobs of each lie elsewhere in memory."""
+"""Tenants that a lease looks at: those with the lowest counters. With a million jobs waiting, they
+are most of what a lease costs: the jobs of each lie elsewhere in memory."""
 
 WINDOW_DECAY = 1 - 1 / 1024
 """What remains of the window with each lease, until a charge as large sets it again."""
