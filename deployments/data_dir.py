@@ -11,6 +11,8 @@ from serving.plan.errors import ConfigError
 
 REDIS = "redis"
 """The folder in it that its own redis-server keeps."""
+AUDIT_COPY = "ledger.sqlite"
+"""The copy of its ledger."""
 
 
 def lock_data_dir(folder: Path) -> IO[str]:

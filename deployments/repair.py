@@ -19,22 +19,26 @@ from typing import IO, Self
 from redis.asyncio import Redis
 
 from deployments.aof import Scan, log_files, scan
-from deployments.data_dir import REDIS, lock_data_dir
+from deployments.data_dir import AUDIT_COPY, REDIS, lock_data_dir
 from deployments.redis_server import RedisServer
+from quota.follower import AuditCopy
+from quota.ledger import Entry
+from quota.pages import order, read_page
 from quota.verify import verify
 from serving.jobs import Cell, compare_holds
 from serving.plan.errors import ConfigError
 
-COPY_PREFIX = "redis-before-repair-"
+COPY_PREFIX = "redis-before-repair"
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is there: so many ``entries`` of the ledger, and what is wrong with it or with the jobs
-    it was for."""
+    """What is there: so many ``entries`` of the ledger, what is wrong with it or with the jobs it
+    was for, and what was ``lost``: entries that only the audit copy has."""
 
     entries: int
     problems: Sequence[str]
+    lost: Sequence[str]
 
 
 class Repair:
@@ -83,8 +87,7 @@ class Repair:
         """Copy Redis's whole folder next to it, on disk for good; where the copy is."""
         for left in self._data_dir.glob(f".{COPY_PREFIX}*"):  # by one that was killed
             shutil.rmtree(left)
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        copy = self._data_dir / f"{COPY_PREFIX}{stamp}-{os.getpid()}"
+        copy = self._data_dir / f"{COPY_PREFIX}{_stamp()}"
         unfinished = copy.with_name(f".{copy.name}")
         try:
             shutil.copytree(self._redis, unfinished)
@@ -104,24 +107,63 @@ class Repair:
 
     def check(self) -> Found:
         """Start Redis on the log, hold all it has against each other, and stop it."""
-        server = self._server()
+        server, file = self._server(), self._data_dir / AUDIT_COPY
+        copy = AuditCopy(file) if file.exists() else None
         try:
-            return asyncio.run(self._check(server.start()))
+            return asyncio.run(self._check(server.start(), copy))
         finally:
             server.stop()
+            if copy is not None:
+                copy.close()
 
-    async def _check(self, url: str) -> Found:
+    async def _check(self, url: str, copy: AuditCopy | None) -> Found:
         redis: Redis = Redis.from_url(url, decode_responses=True)
         try:
             cell = Cell(redis)
             books = await verify(cell)
-            return Found(books.entries, [*books.differences, *await compare_holds(cell)])
+            problems = [*books.differences, *await compare_holds(cell)]
+            return Found(books.entries, problems, await _lost(cell, copy) if copy else [])
         finally:
             await redis.aclose()
+
+    def set_aside(self) -> Path:
+        """Keep an audit copy that has more than the ledger, where no follower writes to it; where
+        it is then. The next stack begins a new one."""
+        kept = self._data_dir / f"{AUDIT_COPY}{_stamp()}"
+        (self._data_dir / AUDIT_COPY).rename(kept)
+        _sync(self._data_dir)
+        return kept
 
     def _server(self) -> RedisServer:
         holding = [self._lock.fileno()] if self._lock else []
         return RedisServer(self._redis, self._executable, holding)
+
+
+async def _lost(cell: Cell, copy: AuditCopy) -> Sequence[str]:
+    """The entries of the audit copy that the ledger does not have."""
+    lost, after = [], None
+    while copied := await copy.entries(after=after):
+        async with cell.answers(), cell.redis.pipeline(transaction=False) as pipe:
+            for entry in copied:
+                pipe.xrange(cell.key("ledger"), entry.id, entry.id)
+            found = await pipe.execute()
+        archived = (await read_page(cell, None, 1)).archived
+        for entry, rows in zip(copied, found, strict=True):
+            kept = [Entry.from_fields(*row) for row in rows] == [entry]
+            old = archived is not None and order(entry.id) <= order(archived.last)
+            if not kept and not old:
+                lost.append(_told(entry))
+        after = copied[-1].id
+    return lost
+
+
+def _told(entry: Entry) -> str:
+    moved = ", ".join(f"{account} {amount:+}" for account, amount in entry.postings.items())
+    return f"entry {entry.id} ({entry.type} of {entry.user}: {moved}, in milli-credits)"
+
+
+def _stamp() -> str:
+    return time.strftime("-%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid()}"
 
 
 def _sync(path: Path) -> None:

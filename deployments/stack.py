@@ -18,8 +18,9 @@ from typing import IO, Self
 import httpx
 from pydantic import SecretStr
 
+from deployments.audit import Follower
 from deployments.connections import open_redis
-from deployments.data_dir import REDIS, lock_data_dir
+from deployments.data_dir import AUDIT_COPY, REDIS, lock_data_dir
 from deployments.haproxy import end_orphan, haproxy_environment, use_haproxy
 from deployments.redis_server import RedisServer, free_port
 from deployments.settings import StackSettings
@@ -82,6 +83,7 @@ class LocalStack:
         if self.settings.redis_url is None:
             self._start_redis()
         self._open_redis()
+        self._follow_ledger()
         self._start_ray()
         self._start_serve()
 
@@ -132,6 +134,14 @@ class LocalStack:
         if self.api_key != kept:
             file.touch(mode=0o600)
             file.write_text(self.api_key + "\n")
+
+    def _follow_ledger(self) -> None:
+        """Into an audit copy, if it is our own Redis; others run `reelserve ledger follow`."""
+        if self._redis is not None:
+            file = self.settings.data_dir / AUDIT_COPY
+            follower = Follower(self._redis.url, file, self._progress)
+            follower.start()
+            self._exit.callback(follower.stop)
 
     async def _prepare_redis(self, kept: str) -> tuple[str | None, str]:
         """The admin key if one was made just now, and the local user's key."""

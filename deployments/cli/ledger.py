@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deployments.cli.client import Client
-from deployments.cli.output import ADMIN_ENVIRONMENT, JsonOption, reporting
+from deployments.cli.client import Client, patiently
+from deployments.cli.errors import CliError
+from deployments.cli.output import ADMIN_ENVIRONMENT, JsonOption, Output, reporting
+from serving.plan.errors import ReelserveError
 
-app = typer.Typer(help="Verify and export the ledger of credits (operator).", no_args_is_help=True)
+if TYPE_CHECKING:
+    from quota.follower import AuditCopy
+
+app = typer.Typer(
+    help="Verify, copy and export the ledger of credits (operator).", no_args_is_help=True
+)
+
+FOLLOW_S = 1.0
 
 
 class Format(StrEnum):
@@ -52,3 +65,56 @@ def export(
         path = ("v1", "admin", "ledger", "export")
         api.download(*path, params={"format": format}, into=sys.stdout.buffer)
         sys.stdout.flush()
+
+
+@app.command("follow", epilog=ADMIN_ENVIRONMENT)
+def follow(
+    into: Annotated[Path, typer.Option(help="The SQLite file of the copy; made if absent.")],
+    once: Annotated[
+        bool, typer.Option("--once", help="End when the copy has every entry.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep a copy of every entry in a SQLite file, which refuses what no ledger may have.
+
+    It goes on from where it was, whatever ended it. `reelserve up` keeps one by itself, as
+    ledger.sqlite in its data directory.
+
+    Exit code 1: the copy is not of this ledger, or an entry was refused; it says which.
+
+    Example: reelserve ledger follow --into audit.sqlite --once
+    """
+    from quota.follower import AuditCopy
+
+    with reporting(as_json) as out, Client.as_admin() as api, _our_errors():
+        copy = AuditCopy(into)
+        try:
+            while True:
+                if _follow_page(api, copy, out):
+                    continue
+                if once:
+                    break
+                time.sleep(FOLLOW_S)
+            done = {"object": "audit_copy", "file": str(into), "entries": copy.count()}
+            out.result(done, f"{done['entries']} entries.")
+        finally:
+            copy.close()
+
+
+def _follow_page(api: Client, copy: AuditCopy, out: Output) -> int:
+    """How many entries were copied."""
+    from quota.pages import Page
+
+    path, last = ("v1", "admin", "ledger", "entries"), copy.last
+    params: dict[str, str | int | None] = {"after": last.id if last else None}
+    return copy.append(
+        last, Page.from_object(patiently(lambda: api.get(*path, params=params), out.note).body)
+    )
+
+
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    try:
+        yield
+    except ReelserveError as error:
+        raise CliError(error.message, code=error.code) from None

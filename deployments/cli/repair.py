@@ -32,7 +32,8 @@ def repair(
 
     It is for the Redis that `up` starts itself, when that refuses its log. A copy of all Redis had
     is kept in the data directory. What is cut was never acknowledged, unless the disk lost what it
-    had said it kept. In the end the ledger is verified, and held against the jobs.
+    had said it kept. In the end the ledger is verified, and held against the jobs and the audit
+    copy.
 
     Exit code 1: nothing was cut, or something is wrong with what is there; each thing is named.
 
@@ -47,8 +48,8 @@ def repair(
                 done = _repair(work, out, yes, cut_at_damage)
         except ReelserveError as error:
             raise CliError(error.message, code=error.code) from None
-        out.result(done, *done["problems"], _summary(done))
-    if done["problems"]:
+        out.result(done, *done["problems"], *done["lost"], _summary(done))
+    if done["problems"] or done["lost"]:
         raise typer.Exit(1)
 
 
@@ -60,6 +61,8 @@ def _repair(work: Repair, out: Output, yes: bool, cut_at_damage: bool) -> dict[s
         out.note(f"A copy is in {copy}.")
         work.cut(end)
     found = work.check()
+    if found.lost:
+        out.note(f"What the log lost is in the audit copy, now {work.set_aside()}.")
     return {
         "object": "repair",
         "copy": None if copy is None else str(copy),
@@ -67,6 +70,7 @@ def _repair(work: Repair, out: Output, yes: bool, cut_at_damage: bool) -> dict[s
         "cut_records": 0 if end is None else end.unfinished + end.following,
         "entries": found.entries,
         "problems": list(found.problems),
+        "lost": [f"lost: {each}" for each in found.lost],
     }
 
 
@@ -98,4 +102,6 @@ def _summary(done: dict[str, Any]) -> str:
     cut = f"{done['cut_bytes']} bytes were cut." if done["copy"] else "Nothing is to be cut."
     wrong = len(done["problems"])
     verdict = f"{wrong} problems." if wrong else "Books and jobs agree."
+    if done["lost"]:
+        verdict += f" {len(done['lost'])} entries were lost."
     return f"{cut} {done['entries']} entries in the ledger. {verdict}"

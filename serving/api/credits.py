@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from quota.export import export_csv, export_json
 from quota.ledger import Entry, Kind
+from quota.pages import PAGE, read_page
 from quota.verify import verify
 from serving.api.auth import require_admin
 from serving.api.body import body_docs, read_fields, validate
@@ -166,6 +167,21 @@ async def verify_ledger(services: ServicesDep) -> dict[str, Any]:
         "entries": found.entries,
         "differences": list(found.differences),
     }
+
+
+@operation.get("/ledger/entries")
+async def entries(
+    services: ServicesDep,
+    after: Annotated[str | None, Query(pattern=r"^\d{1,18}-\d{1,18}$")] = None,
+    limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE,
+) -> dict[str, Any]:
+    """The entries behind one, the oldest first and in milli-credits, for whoever keeps a copy.
+
+    ``at`` is the entry ``after`` as it is now, null if it is not there; ``archived`` is the newest
+    archive, which has all entries up to its ``last``.
+    """
+    page = await read_page(services.ledger.cell, after, limit)
+    return {"object": "list", **page.as_object()}
 
 
 @operation.get("/ledger/export")

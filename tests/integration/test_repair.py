@@ -19,6 +19,9 @@ from typer.testing import CliRunner, Result
 from deployments.aof import Scan, log_files, scan
 from deployments.cli.main import app
 from deployments.redis_server import RedisServer
+from quota.follower import AuditCopy
+from quota.ledger import Entry
+from quota.pages import read_page
 from serving.jobs import Cell
 from serving.plan.errors import ConfigError
 from tests import tools
@@ -159,6 +162,40 @@ def test_what_is_wrong_with_the_rest_is_named(data_dir: Path, executable: str) -
     done = reelserve("--data-dir", str(data_dir), "--yes")
     assert done.exit_code == 1
     assert "ann: available is 7" in done.stdout
+
+
+async def copy_ledger(data_dir: Path, executable: str) -> Entry:
+    """As a stack's follower does; the last entry."""
+    server = RedisServer(data_dir / "redis", executable)
+    redis: Redis = Redis.from_url(server.start(), decode_responses=True)
+    copy = AuditCopy(data_dir / "ledger.sqlite")
+    copy.append(None, await read_page(Cell(redis), None))
+    last = copy.last
+    copy.close()
+    await redis.aclose()
+    server.stop()
+    assert last is not None
+    return last
+
+
+def test_entries_that_only_the_audit_copy_has_are_named(data_dir: Path, executable: str) -> None:
+    last = asyncio.run(copy_ledger(data_dir, executable))
+    found = repaired(data_dir)
+    assert (found["lost"], found["problems"]) == ([], [])
+    log = log_of(data_dir)
+    log.write_bytes(log.read_bytes()[: log.read_bytes().rindex(b"\r\nXADD\r\n")])
+    done = reelserve("--data-dir", str(data_dir), "--yes", "--json")
+    assert done.exit_code == 1
+    found = json.loads(done.stdout)
+    assert found["problems"] == []
+    assert [f"lost: entry {last.id} (release of ann:" in each for each in found["lost"]] == [True]
+    kept = list(data_dir.glob("ledger.sqlite-*"))
+    assert len(kept) == 1
+    assert str(kept[0]) in done.stderr
+    copy = AuditCopy(kept[0])
+    assert copy.last == last
+    copy.close()
+    assert repaired(data_dir)["lost"] == []
 
 
 def test_a_running_stack_is_left_alone(data_dir: Path, executable: str) -> None:
