@@ -18,17 +18,20 @@ COLUMNS = ("type", "user", "at_ms", "ref", "of", "kind", "priority", "expires_ms
 
 @dataclass(frozen=True)
 class Archived:
-    """The newest archive: its number, the id of the last entry in it, and its SHA-256. All entries
-    up to that one are in the archives and no longer in the stream."""
+    """The newest archive: its number, the id of the last entry in it, its SHA-256, and how many
+    entries it and those before it have: those are no longer in the stream."""
 
     number: int
     last: str
     sha256: str
+    entries: int
 
     @classmethod
     def from_fields(cls, raw: Mapping[str, Any]) -> Self | None:
         """None: nothing was archived yet."""
-        return cls(int(raw["number"]), raw["last"], raw["sha256"]) if raw else None
+        if not raw:
+            return None
+        return cls(int(raw["number"]), raw["last"], raw["sha256"], int(raw["entries"]))
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,17 @@ QUEUE_SCRIPTS = (
     "tidy",
     "recover",
 )
-LEDGER_SCRIPTS = ("grant", "hold", "capture", "release", "reverse", "take", "expire", "balance")
+LEDGER_SCRIPTS = (
+    "grant",
+    "hold",
+    "capture",
+    "release",
+    "reverse",
+    "take",
+    "expire",
+    "balance",
+    "archive",
+)
 SCRIPTS = {
     **dict.fromkeys(QUEUE_SCRIPTS, "serving.jobs"),
     **dict.fromkeys(LEDGER_SCRIPTS, "quota"),
