@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 FOLLOW_S = 1.0
 STOP_S_MAX = 10.0
+REDIS_TIMEOUT_S = 5.0
 
 
 class Follower:
@@ -79,7 +80,9 @@ class Follower:
             copy.close()
 
     async def _catch_up(self, copy: AuditCopy) -> None:
-        redis: Redis = Redis.from_url(self._redis_url, decode_responses=True)
+        redis: Redis = Redis.from_url(
+            self._redis_url, decode_responses=True, socket_timeout=REDIS_TIMEOUT_S
+        )
         try:
             cell, more = Cell(redis), True
             while more:

@@ -74,6 +74,18 @@ def server_version(executable: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match.groups()) if match else ()
 
 
+class DamagedLog(ConfigError):
+    """Redis refuses its log. ``why`` is what it says, without what to do about it."""
+
+    def __init__(self, why: str, folder: Path) -> None:
+        self.why = why
+        super().__init__(
+            f"{why}\nIts log is damaged, as after a power cut. This keeps a copy, cuts the torn "
+            "end off and checks what is there then:\n"
+            f"  reelserve repair --data-dir {shlex.quote(str(folder.parent))}"
+        )
+
+
 class RedisServer:
     """One redis-server process on loopback, with a password of its own. ``folder`` is its own,
     in the data directory.
@@ -113,7 +125,8 @@ class RedisServer:
         """Start it and return its URL once it has loaded its log and answers.
 
         Started again, as after a crash, it has the same URL. ``holding`` was inherited.
-        :class:`ConfigError` says why it does not start, and how a damaged log is repaired.
+        :class:`ConfigError` says why it does not start, :class:`DamagedLog` that it may be
+        repaired.
         """
         self.check_version()
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -159,26 +172,21 @@ class RedisServer:
                     return
                 except redis.RedisError as error:
                     if process.poll() is not None or time.monotonic() > deadline:
-                        raise ConfigError(self._why_not(error)) from error
+                        raise self._why_not(error) from error
                     time.sleep(0.02)
         finally:
             client.close()
 
-    def _why_not(self, error: Exception) -> str:
+    def _why_not(self, error: Exception) -> ConfigError:
         """From what it said since it was started."""
         with (self._folder / "redis.log").open("ab+") as log:
             log.seek(self._logged_bytes)
             said = log.read().decode(errors="replace").splitlines()
         said += (self._folder / "start.log").read_text(errors="replace").splitlines()
-        why = "\n  ".join(said[-5:] or [str(error)])
-        hint = ""
+        why = "redis-server did not start:\n  " + "\n  ".join(said[-5:] or [str(error)])
         if any(DAMAGED.search(line) for line in said):
-            data_dir = shlex.quote(str(self._folder.parent))
-            hint = (
-                "\nIts log is damaged, as after a power cut. This keeps a copy, cuts the torn end "
-                f"off and checks what is there then:\n  reelserve repair --data-dir {data_dir}"
-            )
-        return f"redis-server did not start:\n  {why}{hint}"
+            return DamagedLog(why, self._folder)
+        return ConfigError(why)
 
     def stop(self) -> None:
         """End it in order; kill it if it does not end."""

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from deployments.aof import Scan, log_files, scan
 from deployments.data_dir import AUDIT_COPY, REDIS, lock_data_dir
-from deployments.redis_server import RedisServer
+from deployments.redis_server import DamagedLog, RedisServer
 from quota.follower import AuditCopy
 from quota.ledger import Entry
 from quota.pages import order, read_page
@@ -106,11 +106,19 @@ class Repair:
         _sync(end.file)
 
     def check(self) -> Found:
-        """Start Redis on the log, hold all it has against each other, and stop it."""
+        """Start Redis on the log, hold all it has against each other, and stop it.
+
+        :class:`ConfigError` if Redis refuses what is whole of the log, or the audit copy is none.
+        """
         server, file = self._server(), self._data_dir / AUDIT_COPY
         copy = AuditCopy(file) if file.exists() else None
         try:
             return asyncio.run(self._check(server.start(), copy))
+        except DamagedLog as error:
+            raise ConfigError(
+                f"{error.why}\nAll records of the log are whole, and one of them is wrong: nothing "
+                "can be cut. Put a copy of the log in its place"
+            ) from error
         finally:
             server.stop()
             if copy is not None:

@@ -133,6 +133,20 @@ async def test_only_one_books_is_kept_and_what_is_wrong_is_still_found(
         assert wrong in differences
 
 
+async def test_many_entries_become_several_archives(
+    ledger: RedisLedger, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quota.archiver.ENTRIES_MAX", 4)
+    monkeypatch.setattr("quota.archiver.PAGE", 3)
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    entries = await ledger.entries()
+    while await keep(Archiver(ledger.cell), tmp_path):
+        assert (await verify(ledger.cell)).differences == []
+    assert [len(archive.entries) for archive in archives(tmp_path)] == [4, 4, 1]
+    assert archived_entries(tmp_path) == entries
+
+
 async def test_a_ledger_with_a_mistake_is_not_archived(
     ledger: RedisLedger, clock: Clock, tmp_path: Path
 ) -> None:

@@ -21,11 +21,13 @@ from deployments.audit import Follower
 from deployments.cli.main import app
 from deployments.redis_server import RedisServer
 from deployments.settings import StackSettings
+from deployments.stack import LocalStack
 from quota.follower import AuditCopy
 from quota.ledger import Entry, Kind
 from quota.pages import Page, from_object, read_page
 from quota.redis_ledger import RedisLedger
 from quota.sqlite_ledger import SqliteLedger
+from serving.jobs import Cell
 from serving.plan.errors import ConfigError, LedgerRefused
 from tests.api import ADMIN, running_ingress
 from tests.busy_cell import BusyCell
@@ -286,3 +288,25 @@ async def test_a_redis_that_is_away_is_no_problem(tmp_path: Path) -> None:
     follower.start()
     follower.stop()
     assert said == []
+
+
+async def test_a_stack_keeps_a_copy_of_its_own_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = LocalStack(StackSettings(data_dir=tmp_path, port=0))
+    # Without what needs Ray.
+    monkeypatch.setattr(stack, "_start_ray", lambda: None)
+    monkeypatch.setattr(stack, "_start_serve", lambda: None)
+    monkeypatch.setattr(stack, "_build_demo_model", lambda: None)
+    await asyncio.to_thread(stack.__enter__)
+    assert stack.settings.redis_url is not None
+    url = stack.settings.redis_url.get_secret_value()
+    redis: Redis = Redis.from_url(url, decode_responses=True)
+    ledger = RedisLedger(Cell(redis))
+    await ledger.grant("ann", ref="pay_1", amount=5, kind=Kind.PURCHASE)
+    entries = await ledger.entries()
+    await redis.aclose()
+    await asyncio.to_thread(stack.__exit__, None, None, None)
+    copy = AuditCopy(tmp_path / "ledger.sqlite")
+    assert await copy.entries() == entries
+    copy.close()

@@ -274,6 +274,22 @@ def test_a_damaged_base_is_not_cut(data_dir: Path, executable: str) -> None:
     assert "put a copy in its place" in refused.stderr
 
 
+def test_a_whole_record_that_is_wrong_is_not_cut(data_dir: Path, executable: str) -> None:
+    log = log_of(data_dir)
+    log.write_bytes(log.read_bytes().replace(b"\r\nXADD\r\n", b"\r\nXODD\r\n", 1))
+    before = log.read_bytes()
+    refused = reelserve("--data-dir", str(data_dir), "--yes", "--cut-at-damage")
+    assert refused.exit_code == 1
+    assert "nothing can be cut" in refused.stderr
+    assert "reelserve repair" not in refused.stderr
+    assert log.read_bytes() == before
+
+
+def test_a_file_that_is_no_audit_copy_is_said_to_be_none(data_dir: Path, executable: str) -> None:
+    (data_dir / "ledger.sqlite").write_text("no database " * 100)
+    assert "cannot be a copy" in reelserve("--data-dir", str(data_dir)).stderr
+
+
 def test_a_busy_port_is_no_reason_to_repair(data_dir: Path, executable: str) -> None:
     server, other = (RedisServer(folder, executable) for folder in (data_dir / "redis", data_dir))
     other.start()
