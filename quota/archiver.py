@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,8 @@ KEEP_DAYS_MIN = 8
 """A settled hold is remembered for 7 days, and must not outlive its entries."""
 ENTRIES_MAX = 20_000
 """In one archive: what is made in one request, and trimmed in one script."""
-BOOKS_TTL_S = 3600
-"""How long records stay that nothing came of."""
+STAGED_S = 3600
+"""How long books stay of which nothing came."""
 ATTEMPTS = 5
 
 
@@ -64,15 +65,16 @@ class Archiver:
             sha256,
         ):
             raise _differs(head)
-        await self._keep_books(sha256, made.records)
+        staged = await self._stage(made.records)
         milliseconds, following = order(last)
-        outcome, *_ = await self._cell.run(
+        outcome = await self._cell.run(
             "archive",
             number,
             head.sha256 if head else "",
             last,
             sha256,
             made.archived.entries,
+            staged,
             len(made.records),
             f"{milliseconds}-{following + 1}",
         )
@@ -106,14 +108,17 @@ class Archiver:
         made = await asyncio.to_thread(archive_lines, head, entries, records)
         return Next(*made, records)
 
-    async def _keep_books(self, sha256: str, records: Sequence[Record]) -> None:
-        name = self._cell.key("ledger", "books", sha256)
+    async def _stage(self, records: Sequence[Record]) -> str:
+        """Write the books to a place of their own; its token."""
+        token = secrets.token_hex(8)
+        name = self._cell.key("ledger", "staged", token)
         async with self._cell.answers():
             for first in range(0, len(records), PAGE):
                 async with self._cell.redis.pipeline(transaction=True) as pipe:
                     pipe.hset(name, mapping=dict(records[first : first + PAGE]))
-                    pipe.expire(name, BOOKS_TTL_S)
+                    pipe.expire(name, STAGED_S)
                     await pipe.execute()
+        return token
 
     async def _now_ms(self) -> int:
         """By Redis's clock, which the ids of entries are made from."""

@@ -17,8 +17,8 @@
 -- <cell>:ledger:accounts      hash    issued, earned, expired
 -- <cell>:ledger:archived      hash    the newest archive: number, last (the id of the last entry that is in the
 --                                     archives and no longer in the stream), sha256, entries (in all of them)
--- <cell>:ledger:books:<sha256> hash   the books as of then: quota/books.py has the records. One that is
---                                     being written goes by itself
+-- <cell>:ledger:books:<sha256> hash   the books as of then: quota/books.py has the records
+-- <cell>:ledger:staged:<token> hash   the same of an archive to come, while they are written; goes by itself
 -- <cell>:entries:<user>       list    ids of the user's latest entries, the newest first
 -- <cell>:credits:<user>       hash    available (expired grants that are not yet booked included),
 --                                     held, debt (0 or more)

@@ -481,8 +481,9 @@ async def test_a_cell_that_dies_before_it_trims_is_asked_again(
         patched.setattr(ledger.cell, "run", dies)
         with suppress(KeyboardInterrupt):
             await archiver.trim(*told)
-    books = ledger.cell.key("ledger", "books", told[2])
-    assert await ledger.cell.redis.ttl(books) > 0, "they go by themselves"
+    (staged,) = await ledger.cell.redis.keys(ledger.cell.key("ledger", "staged", "*"))
+    assert await ledger.cell.redis.ttl(staged) > 0, "they go by themselves"
+    assert not await ledger.cell.redis.exists(ledger.cell.key("ledger", "books", told[2]))
     assert await ledger.entries() == entries
     assert (await verify(ledger.cell)).differences == []
     await archiver.trim(*told)
@@ -492,6 +493,29 @@ async def test_a_cell_that_dies_before_it_trims_is_asked_again(
 
 def write(text: bytes, part: BinaryIO) -> None:
     part.write(text)
+
+
+async def test_a_repetition_that_comes_too_late_changes_nothing(
+    ledger: RedisLedger, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    slow, fast = Archiver(ledger.cell), Archiver(Cell(ledger.cell.redis))
+    made = await slow.next(KEEP_DAYS)
+    assert made is not None
+    told = made.archived.number, made.archived.last, made.archived.sha256
+    run = ledger.cell.run
+
+    async def overtaken(script: str, *args: str | int) -> object:
+        await fast.trim(*told)
+        return await run(script, *args)
+
+    monkeypatch.setattr(ledger.cell, "run", overtaken)
+    assert await slow.trim(*told) == made.archived
+    redis, key = ledger.cell.redis, ledger.cell.key
+    assert await redis.keys(key("ledger", "staged", "*")) == []
+    assert await redis.ttl(key("ledger", "books", told[2])) == -1
+    assert (await verify(ledger.cell)).differences == []
 
 
 async def test_an_answer_that_was_cut_is_no_archive(
