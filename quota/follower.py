@@ -29,12 +29,13 @@ class AuditCopy(SqliteLedger):
     def __init__(self, file: Path) -> None:
         self._file = file
         try:
+            file.touch(mode=0o600)
             super().__init__(file, lambda: int(1000 * time.time()))
             self._db.executescript((files("quota") / "sql" / "copy.sql").read_text())
             (strange,) = self._db.execute(
                 "SELECT count(*) FROM entries WHERE id NOT IN (SELECT entry FROM copied)"
             ).fetchone()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise ConfigError(f"{file} cannot be a copy of the ledger: {error}") from error
         if strange:
             raise ConfigError(f"{file} is a ledger itself, and no copy of one")

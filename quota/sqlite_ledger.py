@@ -67,13 +67,7 @@ class SqliteLedger:
             raise
 
     def post(
-        self,
-        what: EntryType,
-        user: str,
-        postings: Mapping[str, int],
-        *,
-        at_ms: int | None = None,
-        **fields: str | int | None,
+        self, what: EntryType, user: str, postings: Mapping[str, int], **fields: str | int | None
     ) -> str:
         """Append one entry within a transaction; sqlite3.IntegrityError if it is no good."""
         (entry,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM entries").fetchone()
@@ -81,7 +75,7 @@ class SqliteLedger:
         self._db.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                *(entry, what, user, self._now_ms() if at_ms is None else at_ms),
+                *(entry, what, user, fields.get("at_ms", self._now_ms())),
                 *(fields.get(name) for name in names),
                 fields.get("reason", ""),
                 entry,

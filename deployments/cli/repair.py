@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deployments.aof import Scan
 from deployments.cli.errors import CliError
 from deployments.cli.output import JsonOption, Output, reporting
-from deployments.repair import Repair
 from serving.plan.errors import ReelserveError
+
+if TYPE_CHECKING:
+    from deployments.repair import Repair
 
 
 def repair(
@@ -39,6 +41,7 @@ def repair(
 
     Example: reelserve repair --data-dir ./data
     """
+    from deployments.repair import Repair
     from deployments.settings import StackSettings
 
     with reporting(as_json) as out:

@@ -199,6 +199,9 @@ async def test_nothing_else_writes_to_a_copy(
     (tmp_path / "text").write_text("no database " * 100)
     with pytest.raises(ConfigError, match="cannot be a copy"):
         AuditCopy(tmp_path / "text")
+    with pytest.raises(ConfigError, match="cannot be a copy"):
+        AuditCopy(tmp_path / "nowhere" / "copy.sqlite")
+    assert (tmp_path / "copy.sqlite").stat().st_mode & 0o777 == 0o600, "it names who paid"
 
 
 async def test_an_entry_over_http_is_the_entry(ledger: RedisLedger) -> None:
