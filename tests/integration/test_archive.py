@@ -28,6 +28,7 @@ from deployments.settings import StackSettings
 from quota.archive import archive_file, archives, put_archive, read_archive
 from quota.archiver import Archiver
 from quota.books import Books
+from quota.export import export_json
 from quota.follower import AuditCopy
 from quota.ledger import Entry, Kind
 from quota.pages import read_page
@@ -216,6 +217,34 @@ async def test_any_number_of_archivers_lose_nothing(
         archive_file(tmp_path, number).write_text("".join(lines))
     assert archived_entries(tmp_path) + list(await ledger.entries()) == entries
     assert (await verify(ledger.cell)).differences == []
+
+
+async def test_whoever_reads_what_is_trimmed_meanwhile_is_told(
+    ledger: RedisLedger, clock: Clock, tmp_path: Path
+) -> None:
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    await ledger.grant("bob", ref="new", amount=1, kind=Kind.PURCHASE)
+    entries = await ledger.entries()
+    copy = AuditCopy(tmp_path / "copy.sqlite")
+    copy.append(None, await read_page(ledger.cell, None, 3))
+    exported = export_json(ledger)
+    await anext(exported)
+    await keep(Archiver(ledger.cell), tmp_path)
+    for line in entries[1:]:
+        assert json.loads(await anext(exported))["id"] == line.id  # that page was read
+    last = copy.last
+    assert last is not None
+    with pytest.raises(LedgerRefused) as refused:
+        await ledger.entries(after=last.id)
+    assert refused.value.code == "archived"
+    with pytest.raises(LedgerRefused) as refused:
+        copy.append(last, await read_page(ledger.cell, last.id))
+    assert refused.value.code == "entries_archived"
+    assert copy.count() == 3
+    copy.close()
+    # To have all that is archived is to have missed nothing.
+    assert await ledger.entries(after=entries[ENTRIES - 1].id) == entries[ENTRIES:]
 
 
 @pytest.mark.parametrize("seed", range(4))
