@@ -20,6 +20,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
+from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
 from deployments.cli.main import app
@@ -36,8 +37,10 @@ from quota.redis_ledger import RedisLedger
 from quota.verify import verify
 from serving.jobs import Cell
 from serving.plan.errors import InvalidRequest, LedgerRefused
+from tests import tools
 from tests.api import ADMIN, running_ingress
 from tests.clock import Clock
+from tests.conftest import REDIS_VERSIONS
 
 pytestmark = pytest.mark.asyncio
 
@@ -217,6 +220,32 @@ async def test_any_number_of_archivers_lose_nothing(
         archive_file(tmp_path, number).write_text("".join(lines))
     assert archived_entries(tmp_path) + list(await ledger.entries()) == entries
     assert (await verify(ledger.cell)).differences == []
+
+
+@pytest.mark.parametrize("version", REDIS_VERSIONS)
+async def test_a_restart_finds_a_trimmed_ledger_as_it_was(tmp_path: Path, version: str) -> None:
+    clock = Clock(tmp_path)
+    executable = str(tools.redis_servers()[version].path)
+    server = RedisServer(tmp_path / "redis", executable, environment=clock.environment)
+    entries: list[Entry] = []
+    for name in "abc":
+        redis: Redis = Redis.from_url(server.start(), decode_responses=True)
+        ledger = RedisLedger(Cell(redis))
+        assert await ledger.entries() == entries
+        assert (await verify(ledger.cell)).differences == []
+        await spend(ledger, name)
+        if name == "b":
+            await redis.bgrewriteaof()
+            while (await redis.info("persistence"))["aof_rewrite_in_progress"]:
+                await asyncio.sleep(0.01)
+        clock.jump(9 * DAY_S)
+        assert await keep(Archiver(ledger.cell), tmp_path)
+        if name != "b":  # so that one of the logs ends with a ledger that is empty
+            await ledger.grant("bob", ref=f"pay_bob_{name}", amount=1, kind=Kind.PURCHASE)
+        entries = list(await ledger.entries())
+        await redis.aclose()
+        server.stop()
+    assert len(archived_entries(tmp_path)) == 3 * ENTRIES + 1
 
 
 async def test_whoever_reads_what_is_trimmed_meanwhile_is_told(
