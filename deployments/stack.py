@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import secrets
@@ -19,7 +18,9 @@ from typing import IO, Self
 import httpx
 from pydantic import SecretStr
 
+from deployments.audit import Follower
 from deployments.connections import open_redis
+from deployments.data_dir import AUDIT_COPY, REDIS, lock_data_dir
 from deployments.haproxy import end_orphan, haproxy_environment, use_haproxy
 from deployments.payments import SANDBOX_SECRET, check_sandbox, open_shop
 from deployments.redis_server import RedisServer, free_port
@@ -87,30 +88,14 @@ class LocalStack:
         if self.settings.redis_url is None:
             self._start_redis()
         self._open_redis()
+        self._follow_ledger()
         self._start_ray()
         self._start_serve()
 
     def _lock_data_dir(self) -> None:
-        folder = self.settings.data_dir
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock: IO[str] = (folder / "lock").open("a+")
-        except OSError as error:
-            raise ConfigError(f"cannot use the data directory {folder}: {error}") from error
-        self._exit.callback(lock.close)
-        self._lock = lock
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise ConfigError(
-                f"the data directory {folder} is in use by process {lock.read().strip() or '?'}; "
-                "stop that one, or choose another with --data-dir"
-            ) from None
+        self._lock = lock_data_dir(self.settings.data_dir)
+        self._exit.callback(self._lock.close)
         self._clean_up_after_a_kill()
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
 
     def _clean_up_after_a_kill(self) -> None:
         note = self.settings.data_dir / "haproxy-run-dir"
@@ -155,7 +140,7 @@ class LocalStack:
     def _start_redis(self) -> None:
         self._progress("starting redis-server")
         holding = [self._lock.fileno()] if self._lock else []
-        self._redis = RedisServer(self.settings.data_dir / "redis", holding=holding)
+        self._redis = RedisServer(self.settings.data_dir / REDIS, holding=holding)
         self._exit.callback(self._redis.stop)
         url = self._redis.start()
         self.settings = self.settings.model_copy(update={"redis_url": SecretStr(url)})
@@ -167,6 +152,14 @@ class LocalStack:
         if self.api_key != kept:
             file.touch(mode=0o600)
             file.write_text(self.api_key + "\n")
+
+    def _follow_ledger(self) -> None:
+        """Into an audit copy, if it is our own Redis; others run `reelserve ledger follow`."""
+        if self._redis is not None:
+            file = self.settings.data_dir / AUDIT_COPY
+            follower = Follower(self._redis.url, file, self._progress)
+            follower.start()
+            self._exit.callback(follower.stop)
 
     async def _prepare_redis(self, kept: str) -> tuple[str | None, str]:
         """The admin key if one was made just now, and the local user's key."""

@@ -75,7 +75,7 @@ class SqliteLedger:
         self._db.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                *(entry, what, user, self._now_ms()),
+                *(entry, what, user, fields.get("at_ms", self._now_ms())),
                 *(fields.get(name) for name in names),
                 fields.get("reason", ""),
                 entry,

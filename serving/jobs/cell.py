@@ -52,7 +52,17 @@ QUEUE_SCRIPTS = (
     "tidy",
     "recover",
 )
-LEDGER_SCRIPTS = ("grant", "hold", "capture", "release", "reverse", "take", "expire", "balance")
+LEDGER_SCRIPTS = (
+    "grant",
+    "hold",
+    "capture",
+    "release",
+    "reverse",
+    "take",
+    "expire",
+    "balance",
+    "archive",
+)
 PAYMENT_SCRIPTS = ("note_checkout", "apply_event")
 SCRIPTS = {
     **dict.fromkeys(QUEUE_SCRIPTS, "serving.jobs"),
