@@ -69,7 +69,7 @@ def test_whatever_is_done_redis_holds_what_the_model_says(machine: type[Machine]
         settings=settings(
             # To make a failure shorter takes many minutes: only whoever searches has them.
             phases=tuple(Phases) if EXAMPLES else (Phases.generate,),
-            max_examples=EXAMPLES or 100,
+            max_examples=EXAMPLES or 60,
             stateful_step_count=50,
             derandomize=not EXAMPLES,
             database=None,
