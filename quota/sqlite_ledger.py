@@ -268,7 +268,8 @@ class SqliteLedger:
             check_amount(amount)
         check_reason(reason)
         with self._writing():
-            if was := self._again(ref, of=of):
+            same: dict[str, object] = {"of": of} if amount is None else {"of": of, "amount": amount}
+            if was := self._again(ref, **same):
                 return was
             match self._find("ref", of, EntryType.GRANT, EntryType.REVERSAL):
                 case Entry(type=EntryType.GRANT) as granted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -69,6 +70,8 @@ class Case:
         """After the first command, after the second, and so on. ``how``: the client ``dies``,
         ``is cut off`` and does again what it got no answer to, or ``kills`` the server."""
         healthy = Actor(redis, patient=False)
+        if how == "kills":
+            await _short_log(redis)  # which is read again each time
         for commands in itertools.count(1):
             await redis.flushall()
             await healthy.cell.check_schema()
@@ -86,7 +89,9 @@ class Case:
                     await self.deed(Actor(dying.redis, patient=how == "is cut off"))
                     done = True
             if dying.died and how == "kills":
+                server.stop()  # it is dead already, and this waits until it is gone
                 server.start()
+                await redis.connection_pool.disconnect()
             state = await read_state(redis)
             self.sound(state)
             assert (await verify(healthy.cell)).differences == []
@@ -100,3 +105,11 @@ class Case:
             if not dying.died:
                 break
         assert commands > 3
+
+
+async def _short_log(redis: Redis) -> None:
+    """A log of what there is, without its history."""
+    await redis.flushall()
+    await redis.bgrewriteaof()
+    while (await redis.info("persistence"))["aof_rewrite_in_progress"]:
+        await asyncio.sleep(0.01)

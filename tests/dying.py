@@ -59,6 +59,7 @@ async def dying_after(
                     if not left and not heard:
                         dying.died = True
                         answering.cancel()
+                        await asyncio.gather(answering, return_exceptions=True)
                         redis.write(command)
                         if kills:
                             await redis.drain()

@@ -211,8 +211,10 @@ class LedgerModel:
         """A grant, or an amount of it, is taken back; or, if ``of`` is that, that is undone."""
         if self._known(ref):
             was = self.reversals.get(ref)
-            told = was.of if was else self.others.get(ref, ("", "", 0))[1]
-            return "done" if told == of else "ref_reused"
+            _, was_of, was_amount = self.others.get(ref, ("", "", 0))
+            if was:
+                was_of, was_amount = was.of, was.amount
+            return "done" if was_of == of and amount in (None, was_amount) else "ref_reused"
         if of in self.grants:
             return self._take_back(self.grants[of], ref, amount)
         if of in self.reversals:

@@ -148,9 +148,10 @@ end
 -- amount of nil is all of it. Returns 'done' and the entry; or why not: 'reused', 'unknown' (there is no
 -- such grant or reversal), 'reversed' (all of it, already), 'much' with the most it can be.
 local function reverse(of, ref, amount, reason)
-  local was = redis.call('HMGET', key('credit', ref), 'type', 'of', 'entry')
+  local was = redis.call('HMGET', key('credit', ref), 'type', 'of', 'amount', 'entry')
   if was[1] then
-    return was[2] == of and 'done' or 'reused', was[3]
+    local same = was[2] == of and (not amount or was[3] == whole(amount))
+    return same and 'done' or 'reused', was[4]
   end
   local kind = redis.call('HGET', key('credit', of), 'type')
   if kind == 'grant' then

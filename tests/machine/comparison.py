@@ -36,9 +36,12 @@ def _compare_jobs(model: QueueModel, state: QueueState) -> None:
     assert set(jobs) == set(model.jobs)
     for job in model.jobs.values():
         raw = jobs[job.id]
-        # When it was submitted is Redis's to say, to the millisecond.
+        # When it was submitted is Redis's to say, to the millisecond; and which lease ends first.
         assert abs(int(raw["created_ms"]) - job.created_ms) <= SLACK_MS
         job.created_ms = int(raw["created_ms"])
+        if job.runs:
+            assert abs(int(raw["lease_until_ms"]) - job.lease_until_ms) <= SLACK_MS
+            job.lease_until_ms = int(raw["lease_until_ms"])
         assert _fields(raw) == {
             "state": job.state,
             "class": job.service_class,
