@@ -30,7 +30,7 @@ DEEDS = [
     *["submit_again", "remember", "cancel_or_delete", "cancel_or_delete", "ask_for_usage"],
     *["lease", "lease_and_write", "lease_and_write", "lease_and_write", "write", "write"],
     *["change_a_tier", "change_the_tiers", "tidy_up", "let_time_pass", "let_time_pass"],
-    *["grant", "grant", "grant_again", "buy", "buy", "buy", "take", "reverse", "verify"],
+    *["grant", "grant", "grant_again", "buy", "buy", "buy", "take", "reverse", "reverse", "verify"],
     *["two_at_once"] * 5,
 ]
 """What happens more often is there more often."""

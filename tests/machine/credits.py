@@ -15,7 +15,7 @@ from tests.machine.world import HOUR_MS, Draw, Step, World
 from tests.queue_model import QueueModel
 
 AMOUNTS = st.integers(1, 20)
-HOURS_LEFT = st.sampled_from([None, None, 0.31, 2.83, 25.9])
+HOURS_LEFT = st.sampled_from([None, 0.31, 0.31, 2.83, 25.9])
 """Until a grant expires; no sum of jumps of the clock either."""
 PRIORITIES = st.sampled_from([None, None, 7])
 
@@ -96,7 +96,9 @@ class Credits(World):
         return [step] * (2 if draw(st.booleans()) else 1)
 
     def _any_ref(self, draw: Draw) -> str:
-        known = [asked.ref for asked in self.grants[-4:]]
+        holds = list(self.model.ledger.holds.values())[-3:]
+        known = [asked.ref for asked in self.grants[-2:]]
+        known += [ref for hold in holds for ref, _ in hold.parts]  # of which something was used
         ref: str = draw(st.sampled_from([*known, *self.reversals[-3:], "nothing"]))
         return ref
 

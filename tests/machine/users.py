@@ -75,10 +75,13 @@ class Users(World):
         return [self.new_submission(*asked) for _ in range(2 if twice else 1)]
 
     def buy(self, draw: Draw) -> list[Step]:
-        """By somebody who has credits, if anybody does."""
+        """Most often by somebody who has credits."""
         now_ms, ledger = self.model.now_ms, self.model.ledger
         rich = [user for user in USERS if ledger.spendable(user, now_ms)]
-        user, price = draw(st.sampled_from(rich or USERS)), draw(st.sampled_from([3, 5, 8]))
+        user, price = (
+            draw(st.sampled_from([*rich, *rich, *USERS])),
+            draw(st.sampled_from([3, 5, 8])),
+        )
         asked = user, 60_000, ServiceTier.PRIORITY, draw(st.sampled_from(["b1", "b2", "b3"]))
         twice = draw(st.booleans())
         return [self.new_submission(*asked, None, False, price) for _ in range(2 if twice else 1)]

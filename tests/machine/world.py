@@ -127,14 +127,27 @@ class World(RuleBasedStateMachine):
         for user, name in zip(USERS, ("free", "brief", "pro", "paid"), strict=True):
             await self.set_tier(user, name)
             self.model.set_tier(user, name)
-        # All but one begin with something.
-        for user in USERS[:3]:
-            ref = next(self.refs)
-            self.last_entry = await self.ledger.grant(user, ref=ref, amount=20, kind=Kind.PURCHASE)
-            self.grants.append(GrantAsked(user, ref, 20, Kind.PURCHASE, None, None))
-            self.model.ledger.grant(self.grants[-1], now_ms)
+        await self._give_first_credits(now_ms)
         self.state = await read_state(self.redis)
         self.seen_s = time.monotonic()
+
+    async def _give_first_credits(self, now_ms: float) -> None:
+        """All begin with something, but the last: with a debt, of what was spent and refunded."""
+        real, model = self.ledger, self.model.ledger
+        for user in USERS:
+            ref = next(self.refs)
+            asked = GrantAsked(user, ref, 20, Kind.PURCHASE, None, None)
+            self.last_entry = await real.grant(user, ref=ref, amount=20, kind=Kind.PURCHASE)
+            model.grant(asked, now_ms)
+            self.grants.append(asked)
+        refund = next(self.refs)
+        await real.hold(user, "video_before", 5)
+        await real.capture("video_before", 5)
+        self.last_entry = await real.reverse(ref, ref=refund)
+        model.hold(user, "video_before", 5, now_ms)
+        model.settle("video_before", 5, now_ms)
+        model.reverse(ref, refund, None, now_ms)
+        self.reversals.append(refund)
 
     async def set_tier(self, user: str, name: str) -> None:
         await self.redis.hset(self.cell.key("user", user), mapping={"tier": name})
