@@ -113,12 +113,12 @@ def source(script: str) -> str:
 
 @cache
 def _definitions(room: str, part: str) -> list[tuple[str, re.Pattern[str]]]:
-    """Of a fragment, each with what finds its names."""
+    """Of a fragment, each with what finds its names; but not as a key's or a field's."""
     # Whatever is outermost begins a line, and says "local".
     pieces = re.split("^(?=local )", _read(room, part), flags=re.MULTILINE)
     names = ((piece, DEFINITION.match(piece)) for piece in pieces)
     return [
-        (piece, re.compile(rf"\b({match[1].replace(', ', '|')})\b"))
+        (piece, re.compile(rf"(?<!['.:])\b({match[1].replace(', ', '|')})\b"))
         for piece, match in names
         if match
     ]
