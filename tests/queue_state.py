@@ -135,7 +135,7 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
     places: dict[str, set[str]] = {}
     lines: dict[str, set[str]] = {}
     running: dict[str, set[str]] = {}
-    waits: dict[str, set[str]] = {}
+    waits: dict[str, Counter[str]] = {}
     backlog: Counter[tuple[str, str]] = Counter()
     owned: dict[str, set[str]] = {}
     for job_id, job in state.jobs.items():
@@ -145,7 +145,7 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
             yield f"{job_id} is {job['state']} and charged {job.get('charged_ms')}"
         if job["state"] == State.QUEUED:
             place = f"queued:{pool}"
-            waits.setdefault(user, set()).add(f"{pool} {service_class}")
+            waits.setdefault(user, Counter())[f"{pool} {service_class}"] += 1
             backlog[f"backlog:{pool}", f"{service_class}:jobs"] += 1
             backlog[f"backlog:{pool}", f"{service_class}:ms"] += _left_ms(job)
             for order in ORDERS:
@@ -166,8 +166,12 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
     yield from _differences("jobs of users", owned, _sets(state, "user:", ":jobs"))
     yield from _differences(
         "lines of users",
-        {f"user:{user}:lines": where for user, where in waits.items()},
-        _keys(state, "user:", ":lines"),
+        {f"user:{user}:lines": dict(where) for user, where in waits.items()},
+        {
+            name: {where: int(jobs) for where, jobs in values.items()}
+            for name, values in state.hashes.items()
+            if name.startswith("user:") and name.endswith(":lines")
+        },
     )
     sums = {
         (name, field): int(value)
@@ -193,7 +197,7 @@ def _place(job_id: str, job: Mapping[str, str]) -> str:
 
 def _who_may_be_leased(
     state: QueueState,
-    waits: dict[str, set[str]],
+    waits: Mapping[str, Collection[str]],
     running: dict[str, set[str]],
     retiered: Collection[str],
 ) -> Iterator[str]:
