@@ -8,13 +8,13 @@
 -- <cell>:checkout:<id>        hash    user, pack, credits, provider, state (as in CHECKOUTS), grant (a ref, once
 --                                     paid); goes a while after it was last heard of
 -- <cell>:payment:<provider>:<payment>
---                             hash    paid and currency: what was paid, in its minor unit; user, pack; grant:
---                                     its ref, which is <provider>:<payment>
+--                             hash    paid and currency: what was paid, in its minor unit; user, pack (once it
+--                                     was said that it is paid). Its grant is <provider>:<payment>
 --                                     refunded:<currency>   the most that was refunded
 --                                     dispute:<id>          how far it has come (as in DISPUTES), and when (s)
 --                                     disputed:<id>:<currency>  the most that is in dispute
 --                                     event:<id>            when it came (ms), and its type
---                                     Goes after a while, if it was never paid.
+--                                     Goes after a while, if there is no grant.
 local CHECKOUT_KEPT_MS, UNPAID_KEPT_MS = 30 * 24 * 3600 * 1000, 90 * 24 * 3600 * 1000
 local CHECKOUTS = {open = 0, processing = 1, expired = 2, failed = 3, paid = 4}
 local DISPUTES = {inquiry = 0, open = 1, won = 2, lost = 3}
@@ -50,7 +50,8 @@ local function note_dispute(name, id, state)
 end
 
 -- How much of a payment is not ours by what is known of it, of what was paid: what was refunded, and what is
--- in dispute or was lost. An amount in another currency counts as all of it.
+-- in dispute or was lost. An amount in another currency counts as all of it, as does any where nobody knows
+-- what was paid.
 local function gone_of_payment(facts, paid, currency)
   local sum = 0
   for field, value in pairs(facts) do
@@ -83,15 +84,12 @@ end
 -- Takes back of a payment's grant what is gone of the payment, no less and no more: returns what was taken
 -- before if it is less by now. Whatever somebody else took back of the grant stays. The entries have the refs
 -- <grant>:1, <grant>:2, …; adds their ids, and returns how much more is taken than before.
-local function follow_payment(name, reason, entries)
+local function follow_payment(name, grant_ref, reason, entries)
   local facts, flat = {}, redis.call('HGETALL', name)
   for i = 1, #flat, 2 do
     facts[flat[i]] = flat[i + 1]
   end
-  local grant_ref, last, stand, taken = facts.grant, 0, {}, 0
-  if not grant_ref then
-    return 0
-  end
+  local last, stand, taken = 0, {}, 0
   while true do
     local ref = grant_ref .. ':' .. last + 1
     local kind, of, amount, restored =
@@ -105,7 +103,7 @@ local function follow_payment(name, reason, entries)
     end
   end
   local granted, reversed = unpack(redis.call('HMGET', key('credit', grant_ref), 'amount', 'reversed'))
-  local paid, before = tonumber(facts.paid), taken
+  local paid, before = tonumber(facts.paid or 1), taken
   local target = math.min(share_of(tonumber(granted), gone_of_payment(facts, paid, facts.currency), paid),
     granted - (reversed - taken))
 

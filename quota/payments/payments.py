@@ -105,6 +105,8 @@ def _told(event: Event) -> str:
         told |= {"paid": event.paid.minor, "currency": event.paid.currency}
     if event.refunded:
         told |= {"refunded": event.refunded.minor, "refunded_in": event.refunded.currency}
+    if event.charged:
+        told |= {"charged": event.charged.minor, "charged_in": event.charged.currency}
     if dispute := event.dispute:
         told |= {"dispute": dispute.id, "dispute_state": f"{dispute.phase} {dispute.at_s}"}
         told |= {"disputed": dispute.amount.minor, "disputed_in": dispute.amount.currency}

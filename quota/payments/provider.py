@@ -103,7 +103,8 @@ class Event:
 
     ``payment``: the provider's id of the payment; None while there is none. ``cell_id`` is None
     where the provider does not say whose payment it is (a dispute). ``refunded``: all that was
-    refunded so far. ``paid`` and ``phase``, which is the ``checkout``'s, come with ``terms``.
+    refunded so far, of what was ``charged``. ``paid`` and ``phase``, which is the ``checkout``'s,
+    come with ``terms``.
     """
 
     id: str
@@ -115,6 +116,7 @@ class Event:
     terms: Terms | None = None
     paid: Money | None = None
     refunded: Money | None = None
+    charged: Money | None = None
     dispute: Dispute | None = None
 
 

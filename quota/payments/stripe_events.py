@@ -78,6 +78,7 @@ class _Session(BaseModel):
 
 class _Charge(BaseModel):
     payment_intent: Id
+    amount: Minor
     amount_refunded: Minor
     currency: Currency
     metadata: _Metadata
@@ -177,6 +178,7 @@ def _refund(raw: _Event) -> Event | None:
         cell_id=charge.metadata.reelserve_cell,
         payment=charge.payment_intent,
         refunded=Money(charge.amount_refunded, charge.currency),
+        charged=Money(charge.amount, charge.currency),
     )
 
 

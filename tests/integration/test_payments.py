@@ -265,6 +265,33 @@ async def test_what_was_granted_by_hand_under_the_payments_ref_is_its_grant(shop
     assert found.grant == GRANT
 
 
+async def test_what_was_granted_by_hand_is_taken_back_though_nobody_heard_of_the_payment(
+    shop: Shop,
+) -> None:
+    """Its own event was lost: the refund says what was charged, and a dispute does not."""
+    for number in ("1", "2"):
+        ref = f"stripe:pi_{number}"
+        await shop.ledger.grant("ann", ref=ref, amount=30_000, kind=Kind.ADJUSTMENT)
+    assert await shop.apply(refunded(100)) == [Outcome.REVERSED]
+    assert await shop.has() == (30_000 - 7_500 + 30_000, 0)
+    opened = disputed("needs_response", number="2", amount=100)
+    assert await shop.apply(opened) == [Outcome.REVERSED]
+    assert await shop.has() == (30_000 - 7_500, 0)
+    assert await shop.cell.redis.pttl(shop.cell.key("payment", "stripe", "pi_2")) == -1
+    # Sent again after all, it puts that right.
+    assert await shop.apply(paid(number="2"), paid()) == [Outcome.RESTORED, Outcome.NOTED]
+    assert await shop.has() == (30_000 - 7_500 + 30_000 - 7_500, 0)
+
+
+async def test_a_grant_by_hand_to_somebody_else_is_not_what_was_paid(shop: Shop) -> None:
+    await shop.ledger.grant("bob", ref=GRANT, amount=30_000, kind=Kind.ADJUSTMENT)
+    assert await shop.apply(refunded(400)) == [Outcome.REVERSED]
+    assert await shop.has("bob") == (0, 0)
+    with pytest.raises(LedgerRefused) as caught:
+        await shop.apply(paid())
+    assert caught.value.code == "ref_reused"
+
+
 async def test_where_the_ledger_cannot_book_it_nothing_is_noted(shop: Shop) -> None:
     """And once it can, the event that is sent again is booked."""
     await shop.apply(paid(metadata=told.carried(credits=AMOUNT_MAX - 10)))
