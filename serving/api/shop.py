@@ -6,7 +6,6 @@ counts for nothing.
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 from typing import Annotated, Any, Literal
@@ -26,7 +25,6 @@ from serving.api.usage import MemberDep
 from serving.plan.errors import InvalidRequest, NotFound, NotOffered, RateLimited
 from serving.plan.price import MILLI
 
-log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/credits", tags=["usage"])
 webhooks = APIRouter(prefix="/v1/payments", tags=["operation"])
 
@@ -233,7 +231,6 @@ async def webhook(provider: str, request: Request, services: ServicesDep) -> dic
     if event is None:
         return {"object": "webhook", "outcome": "ignored"}
     applied = await services.payments.apply(ours.name, event)
-    log.info("payments: %s of %s: %s", event.type, event.payment, applied.outcome)
     return {"object": "webhook", "outcome": applied.outcome}
 
 
