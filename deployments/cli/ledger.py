@@ -197,11 +197,11 @@ def _archive_next(
                 "Use the folder that has it.",
                 code="archive_differs",
             )
-    file = archive_file(folder, newest.number + 1 if newest else 1)
+    number = newest.number + 1 if newest else 1
+    file = archive_file(folder, number)
     # One that is there already was not trimmed, as when its answer was lost.
     if not file.exists():
         path = ("v1", "admin", "ledger", "archives", "next")
-        number = int(file.stem.rpartition("-")[2])
         params = {"keep_days": keep_days}
         try:
             put = put_archive(
@@ -212,6 +212,11 @@ def _archive_next(
         if put is None:
             return None
     kept = read_archive(file).archived
+    if kept.number != number:
+        raise CliError(
+            f"{file} has archive {kept.number}, whose place is another: move it there.",
+            code="archive_differs",
+        )
     fields = {"number": kept.number, "last": kept.last, "sha256": kept.sha256}
     body = api.post("v1", "admin", "ledger", "archives", fields=fields).body
     return Archived.from_fields(body)

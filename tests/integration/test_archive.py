@@ -23,6 +23,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
+from deployments.cli.client import Client, Params
 from deployments.cli.main import app
 from deployments.redis_server import RedisServer
 from deployments.settings import StackSettings
@@ -373,6 +374,7 @@ async def test_whatever_is_done_to_archives_is_noticed(folder: Path) -> None:
         (whole[:-1], "SHA-256"),
         (whole[: len(whole) // 2], "SHA-256|damaged"),
         (whole + "\n", "SHA-256|damaged"),
+        (whole.replace("\n", "\r\n"), "SHA-256"),
         ("", "damaged"),
         (archive_file(folder, 1).read_text(), "does not follow"),
         (sealed([lines[0].replace('"format": 1', '"format": 2'), *lines[1:]]), "format is 2"),
@@ -480,9 +482,54 @@ async def test_another_folder_is_no_place_for_the_next(
     assert len(await ledger.entries()) == ENTRIES
 
 
+async def test_of_two_who_archive_at_once_into_two_folders_one_is_refused(
+    ledger: RedisLedger,
+    clock: Clock,
+    ingress: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    await spend(ledger, "b")
+    one, other = tmp_path / "one", tmp_path / "other"
+    download = Client.download
+
+    def overtaken(api: Client, *path: str, params: Params, into: BinaryIO) -> None:
+        monkeypatch.setattr(Client, "download", download)
+        words = ["ledger", "archive", str(one), "--keep-days", "8"]
+        assert reelserve(*words).exit_code == 0
+        clock.jump(9 * DAY_S)
+        download(api, *path, params=params, into=into)
+
+    monkeypatch.setattr(Client, "download", overtaken)
+    refused = reelserve("ledger", "archive", str(other), "--keep-days", "8")
+    assert refused.exit_code == 1
+    assert "Archive 2 is the next one, and not 1" in refused.stderr
+    assert list(other.iterdir()) == []
+    assert len(await ledger.entries()) == ENTRIES
+    assert reelserve("ledger", "archive", str(one), "--keep-days", "8").exit_code == 0
+    assert reelserve("ledger", "verify", "--archives", str(one)).exit_code == 0
+
+
+async def test_an_archive_under_the_name_of_the_next_is_none(
+    ledger: RedisLedger, clock: Clock, ingress: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ledger"
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    words = ["ledger", "archive", str(folder), "--keep-days", "8"]
+    assert reelserve(*words).exit_code == 0
+    archive_file(folder, 2).write_bytes(archive_file(folder, 1).read_bytes())
+    refused = reelserve(*words)
+    assert refused.exit_code == 1
+    assert "000002.jsonl has archive 1" in refused.stderr
+
+
 KILLED = """
 import os, sys
 from deployments.cli import client, ledger
+from deployments.cli.client import Client, Params
 from deployments.cli.main import app
 import quota.archive
 
