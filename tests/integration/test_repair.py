@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -288,6 +289,23 @@ def test_a_whole_record_that_is_wrong_is_not_cut(data_dir: Path, executable: str
 def test_a_file_that_is_no_audit_copy_is_said_to_be_none(data_dir: Path, executable: str) -> None:
     (data_dir / "ledger.sqlite").write_text("no database " * 100)
     assert "cannot be a copy" in reelserve("--data-dir", str(data_dir)).stderr
+
+
+def test_a_damaged_audit_copy_is_named(data_dir: Path, executable: str) -> None:
+    asyncio.run(copy_ledger(data_dir, executable))
+    file = data_dir / "ledger.sqlite"
+    with sqlite3.connect(file) as db:
+        (page,) = db.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'postings'"
+        ).fetchone()
+        (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
+    db.close()
+    text = bytearray(file.read_bytes())
+    text[(page - 1) * page_bytes : page * page_bytes] = b"\xff" * page_bytes
+    file.write_bytes(text)
+    done = reelserve("--data-dir", str(data_dir))
+    assert done.exit_code == 1
+    assert f"{file} cannot be read: database disk image is malformed" in done.stderr
 
 
 def test_a_busy_port_is_no_reason_to_repair(data_dir: Path, executable: str) -> None:
