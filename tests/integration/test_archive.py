@@ -4,14 +4,17 @@ left still verifies."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
+import os
 import random
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -33,7 +36,7 @@ from quota.books import Books
 from quota.export import export_json
 from quota.follower import AuditCopy
 from quota.ledger import Entry, Kind
-from quota.pages import read_page
+from quota.pages import Page, read_page
 from quota.redis_ledger import RedisLedger
 from quota.verify import verify
 from serving.jobs import Cell
@@ -524,6 +527,53 @@ async def test_an_archive_under_the_name_of_the_next_is_none(
     refused = reelserve(*words)
     assert refused.exit_code == 1
     assert "000002.jsonl has archive 1" in refused.stderr
+
+
+async def test_a_folder_that_cannot_be_used_is_named(
+    ledger: RedisLedger,
+    clock: Clock,
+    ingress: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    (tmp_path / "file").touch()
+    refused = reelserve("ledger", "archive", str(tmp_path / "file" / "ledger"))
+    assert f"{tmp_path / 'file' / 'ledger'} cannot be used" in refused.stderr
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = tmp_path / "ledger"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        refused = reelserve("ledger", "archive", str(folder), "--keep-days", "8")
+    assert refused.exit_code == 1
+    assert f"{folder} cannot be used: [Errno 28] No space left" in refused.stderr
+    assert files_in(folder) == []
+    assert len(await ledger.entries()) == ENTRIES
+
+
+async def test_a_copy_of_another_ledger_does_not_go_on_from_these_archives(
+    ledger: RedisLedger, clock: Clock, ingress: str, tmp_path: Path
+) -> None:
+    folder, files = tmp_path / "ledger", [tmp_path / name for name in ("old", "newer")]
+    await spend(ledger, "a")
+    second = (await ledger.entries())[1]
+    for file, entry_id in zip(files, ("5-0", second.id), strict=True):
+        copy = AuditCopy(file)
+        entry = replace((await ledger.entries())[0], id=entry_id, user="zoe", ref="other")
+        entry = replace(entry, postings={"cell:issued": -7, "grant:other": 7})
+        copy.append(None, Page(None, [entry], None))
+        copy.close()
+    clock.jump(9 * DAY_S)
+    assert reelserve("ledger", "archive", str(folder), "--keep-days", "8").exit_code == 0
+    for file in files:
+        words = ["ledger", "follow", "--into", str(file), "--once", "--archives", str(folder)]
+        refused = reelserve(*words)
+        assert refused.exit_code == 1
+        assert "another ledger" in refused.stderr
 
 
 KILLED = """
