@@ -17,7 +17,8 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from types import SimpleNamespace
+from typing import BinaryIO, cast
 
 import httpx
 import pytest
@@ -39,6 +40,8 @@ from quota.ledger import Entry, Kind
 from quota.pages import Page, read_page
 from quota.redis_ledger import RedisLedger
 from quota.verify import verify
+from serving.api.credits import next_archive
+from serving.api.services import Services
 from serving.jobs import Cell
 from serving.plan.errors import InvalidRequest, LedgerRefused
 from tests import tools
@@ -471,6 +474,18 @@ async def test_the_operator_archives_and_verifies(
                 break
             after = page["last_id"]
     assert seen == [entry.id for entry in reversed(entries[ENTRIES:])]
+
+
+async def test_an_archive_is_sent_in_few_pieces(ledger: RedisLedger, clock: Clock) -> None:
+    """Each piece keeps everybody else waiting."""
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    services = cast(Services, SimpleNamespace(ledger=ledger))
+    answer = await next_archive(services, KEEP_DAYS)
+    (piece,) = [piece async for piece in answer.body_iterator]
+    made = await Archiver(ledger.cell).next(KEEP_DAYS)
+    assert made is not None
+    assert piece == "".join(made.lines)
 
 
 async def test_another_folder_is_no_place_for_the_next(
