@@ -40,6 +40,7 @@ from quota.ledger import Entry, Kind
 from quota.pages import Page, read_page
 from quota.redis_ledger import RedisLedger
 from quota.verify import verify
+from serving.api import patience
 from serving.api.credits import next_archive
 from serving.api.services import Services
 from serving.jobs import Cell
@@ -542,6 +543,24 @@ async def test_an_archive_under_the_name_of_the_next_is_none(
     refused = reelserve(*words)
     assert refused.exit_code == 1
     assert "000002.jsonl has archive 1" in refused.stderr
+
+
+async def test_a_refusal_that_comes_late_is_told(
+    ledger: RedisLedger,
+    clock: Clock,
+    ingress: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "ledger"
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    assert reelserve("ledger", "archive", str(folder), "--keep-days", "8").exit_code == 0
+    await ledger.cell.redis.flushall()
+    monkeypatch.setattr(patience, "FIRST_S", 0)
+    refused = reelserve("ledger", "archive", str(folder), "--keep-days", "8")
+    assert refused.exit_code == 1
+    assert "This is not this ledger's next archive" in refused.stderr
 
 
 async def test_a_folder_that_cannot_be_used_is_named(
