@@ -27,6 +27,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
+from deployments.audit import Follower
 from deployments.cli.client import Client, Params
 from deployments.cli.main import app
 from deployments.redis_server import RedisServer
@@ -545,6 +546,32 @@ async def test_an_archive_under_the_name_of_the_next_is_none(
     assert "000002.jsonl has archive 1" in refused.stderr
 
 
+async def test_the_stacks_own_copy_begins_with_the_archives(
+    ledger: RedisLedger, clock: Clock, ingress: str, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    folder, file, said = tmp_path / "ledger", tmp_path / "ledger.sqlite", asyncio.Event()
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    await spend(ledger, "b")
+    entries = await ledger.entries()
+    assert reelserve("ledger", "archive", str(folder), "--keep-days", "8").exit_code == 0
+    loop = asyncio.get_running_loop()
+    follower = Follower(
+        redis_server.url, file, lambda _: loop.call_soon_threadsafe(said.set), every_s=0.01
+    )
+    follower.start()
+    await asyncio.wait_for(said.wait(), 10)
+    words = ["ledger", "follow", "--into", str(file), "--once", "--archives", str(folder)]
+    done = await asyncio.to_thread(reelserve, *words)
+    assert done.exit_code == 0, done.output
+    await ledger.grant("ann", ref="last", amount=1, kind=Kind.PURCHASE)
+    follower.stop()
+    copy = AuditCopy(file)
+    assert [entry.id for entry in (await copy.entries())[:-1]] == [entry.id for entry in entries]
+    assert (await copy.entries())[-1].ref == "last"
+    copy.close()
+
+
 async def test_a_refusal_that_comes_late_is_told(
     ledger: RedisLedger,
     clock: Clock,
@@ -613,6 +640,7 @@ async def test_a_copy_of_another_ledger_does_not_go_on_from_these_archives(
 KILLED = """
 import os, sys
 from deployments.cli import client, ledger
+from deployments.audit import Follower
 from deployments.cli.client import Client, Params
 from deployments.cli.main import app
 import quota.archive
