@@ -17,9 +17,9 @@ import pytest
 from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
-from deployments.aof import Scan, log_files, scan
+from deployments.aof import FOLDER, MANIFEST, Scan, log_files, scan
 from deployments.cli.main import app
-from deployments.redis_server import RedisServer
+from deployments.redis_server import DamagedLog, RedisServer
 from quota.follower import AuditCopy
 from quota.ledger import Entry
 from quota.pages import read_page
@@ -273,6 +273,27 @@ def test_a_damaged_base_is_not_cut(data_dir: Path, executable: str) -> None:
     refused = reelserve("--data-dir", str(data_dir), "--yes", "--cut-at-damage")
     assert refused.exit_code == 1
     assert "put a copy in its place" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("kept", "why"), [(0, "is empty"), (60, "cannot be read"), (None, "which is not there")]
+)
+def test_a_manifest_that_is_damaged_is_named(
+    data_dir: Path, executable: str, kept: int | None, why: str
+) -> None:
+    manifest = data_dir / "redis" / FOLDER / MANIFEST
+    if not manifest.exists():
+        return  # version 6 has none
+    if kept is None:
+        log_of(data_dir).unlink()
+    else:
+        os.truncate(manifest, kept)
+    with pytest.raises(DamagedLog):
+        RedisServer(data_dir / "redis", executable).start()
+    refused = reelserve("--data-dir", str(data_dir), "--yes")
+    assert refused.exit_code == 1
+    assert why in refused.stderr
+    assert "put a copy of the whole folder in its place" in refused.stderr
 
 
 def test_a_whole_record_that_is_wrong_is_not_cut(data_dir: Path, executable: str) -> None:
