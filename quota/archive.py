@@ -131,12 +131,25 @@ def put_archive(folder: Path, number: int, write: Callable[[BinaryIO], object]) 
         os.link(part, place)
     finally:
         os.unlink(part)
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_folder(folder)
     return place
+
+
+def make_folder(folder: Path) -> None:
+    """With those above it, each on disk for good."""
+    if not folder.exists():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """What was put into it until now is there for good."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def archives(folder: Path) -> Iterator[Archive]:

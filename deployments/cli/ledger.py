@@ -177,8 +177,10 @@ def archive(
 
     Example: reelserve ledger archive /backup/ledger --keep-days 90
     """
+    from quota.archive import make_folder
+
     with reporting(as_json) as out, Client.as_admin() as api, _our_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.absolute())
         before = newest = _newest(api)
         while trimmed := _archive_next(api, folder, keep_days, newest):
             out.note(f"Archive {trimmed.number}: up to entry {trimmed.last}.")
@@ -192,7 +194,7 @@ def _archive_next(
     api: Client, folder: Path, keep_days: int, newest: Archived | None
 ) -> Archived | None:
     """The next archive, whose entries are trimmed now; None if there is nothing to archive."""
-    from quota.archive import archive_file, put_archive, read_archive
+    from quota.archive import archive_file, put_archive, read_archive, sync_folder
     from quota.pages import Archived
 
     if newest:
@@ -205,8 +207,11 @@ def _archive_next(
             )
     number = newest.number + 1 if newest else 1
     file = archive_file(folder, number)
-    # One that is there already was not trimmed, as when its answer was lost.
-    if not file.exists():
+    # One that is there already was not trimmed, as when its answer was lost. Whoever put it there
+    # may not have come to make sure that it stays.
+    if file.exists():
+        sync_folder(folder)
+    else:
         path = ("v1", "admin", "ledger", "archives", "next")
         params = {"keep_days": keep_days}
         try:

@@ -28,7 +28,7 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
 from deployments.audit import Follower
-from deployments.cli.client import Client, Params
+from deployments.cli.client import Client, Params, Reply
 from deployments.cli.main import app
 from deployments.redis_server import RedisServer
 from deployments.settings import StackSettings
@@ -572,6 +572,43 @@ async def test_the_stacks_own_copy_begins_with_the_archives(
     copy.close()
 
 
+async def test_nothing_is_trimmed_before_its_file_is_there_for_good(
+    ledger: RedisLedger,
+    clock: Clock,
+    ingress: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    above = tmp_path / "new"
+    folder = above / "ledger"
+    fsync, post = os.fsync, Client.post
+    synced: list[str] = []
+
+    def noted(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    def killed(*args: object, **named: object) -> Reply:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", noted)
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    words = ["ledger", "archive", str(folder), "--keep-days", "8"]
+    monkeypatch.setattr(Client, "post", killed)
+    assert reelserve(*words).exit_code != 0
+    assert synced[:2] == [str(tmp_path), str(above)]
+    assert synced[-1] == str(folder)
+
+    # Another run finds the file, and cannot know whether the first one came that far.
+    synced.clear()
+    assert reelserve(*words).exit_code != 0
+    assert synced == [str(folder)]
+    monkeypatch.setattr(Client, "post", post)
+    assert reelserve(*words).exit_code == 0
+    assert await ledger.entries() == []
+
+
 async def test_a_refusal_that_comes_late_is_told(
     ledger: RedisLedger,
     clock: Clock,
@@ -641,7 +678,7 @@ KILLED = """
 import os, sys
 from deployments.cli import client, ledger
 from deployments.audit import Follower
-from deployments.cli.client import Client, Params
+from deployments.cli.client import Client, Params, Reply
 from deployments.cli.main import app
 import quota.archive
 
