@@ -556,9 +556,11 @@ async def test_the_stacks_own_copy_begins_with_the_archives(
     entries = await ledger.entries()
     assert reelserve("ledger", "archive", str(folder), "--keep-days", "8").exit_code == 0
     loop = asyncio.get_running_loop()
-    follower = Follower(
-        redis_server.url, file, lambda _: loop.call_soon_threadsafe(said.set), every_s=0.01
-    )
+
+    def notice(problem: str) -> None:
+        loop.call_soon_threadsafe(said.set)
+
+    follower = Follower(redis_server.url, file, notice, every_s=0.01)
     follower.start()
     await asyncio.wait_for(said.wait(), 10)
     words = ["ledger", "follow", "--into", str(file), "--once", "--archives", str(folder)]
