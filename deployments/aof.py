@@ -24,6 +24,7 @@ ARGUMENTS = re.compile(rb"\*([1-9]\d{0,9})\r\n")
 ARGUMENT = re.compile(rb"\$(\d{1,10})\r\n")
 ANNOTATION = re.compile(rb"#[^\n]*\n")
 ANY_RECORD = re.compile(rb"\*[1-9]\d{0,9}\r\n\$\d")
+INSTEAD = "Nothing can be cut: put a copy of the whole folder in its place"
 FIRST_RECORD = b"*2\r\n$6\r\nSELECT\r\n"
 """What Redis writes first behind a snapshot, whose end is not marked otherwise."""
 SNAPSHOT_END, CHECKSUM_BYTES = 0xFF, 8
@@ -55,7 +56,7 @@ class Scan:
 def log_files(folder: Path) -> Sequence[Path]:
     """The files of the log in Redis's folder, in their order; none if there is no log.
 
-    :class:`ConfigError` if the manifest cannot be read or names a file that is not there.
+    :class:`ConfigError` if the manifest cannot be read, is empty or names a file that is not there.
     """
     parts, manifest = folder / FOLDER, folder / FOLDER / MANIFEST
     if not manifest.exists():
@@ -65,12 +66,14 @@ def log_files(folder: Path) -> Sequence[Path]:
         words = line.split()
         fields = dict(zip(words[::2], words[1::2], strict=False))
         if fields.get("type") not in ("b", "h", "i") or "file" not in fields:
-            raise ConfigError(f"{manifest}: this line cannot be read: {line!r}")
+            raise ConfigError(f"{manifest}: this line cannot be read: {line!r}. {INSTEAD}")
         if fields["type"] != "h":
             files.append(parts / fields["file"])
     for file in files:
         if not file.is_file():
-            raise ConfigError(f"{manifest} names {file.name}, and there is no such file")
+            raise ConfigError(f"{manifest} names {file.name}, which is not there. {INSTEAD}")
+    if not files:
+        raise ConfigError(f"{manifest} is empty. {INSTEAD}")
     return files
 
 

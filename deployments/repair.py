@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,6 +120,8 @@ class Repair:
                 f"{error.why}\nAll records of the log are whole, and one of them is wrong: nothing "
                 "can be cut. Put a copy of the log in its place"
             ) from error
+        except sqlite3.Error as error:
+            raise ConfigError(f"{file} cannot be read: {error}") from error
         finally:
             server.stop()
             if copy is not None:

@@ -74,7 +74,7 @@ def archive_lines(
     lines += [json.dumps(as_object(entry)) + "\n" for entry in entries]
     lines += [_record_line(record) for record in records]
     sha256 = _sha256(lines)
-    lines.append(json.dumps({"sha256": sha256}) + "\n")
+    lines.append(_last_line(sha256))
     return Archived(header.number, header.last, sha256, header.before + len(entries)), lines
 
 
@@ -86,12 +86,12 @@ def digest(records: Iterable[Record]) -> str:
 def read_archive(file: Path) -> Archive:
     """:class:`LedgerRefused` (``archive_damaged``) if it is not what it was."""
     try:
-        lines = file.read_text("utf-8").splitlines(keepends=True)
+        lines = file.read_bytes().decode().splitlines(keepends=True)
         header = Header(**json.loads(lines[0]))
         if header.format != FORMAT:
             raise ValueError(f"its format is {header.format}, and {FORMAT} is known here")
         sha256 = _sha256(lines[:-1])
-        if json.loads(lines[-1]) != {"sha256": sha256} or not lines[-1].endswith("\n"):
+        if lines[-1] != _last_line(sha256):
             raise ValueError("its SHA-256 is not what it says")
         behind = 1 + header.entries
         if len(lines) != behind + header.books + 1:
@@ -111,7 +111,8 @@ def archive_file(folder: Path, number: int) -> Path:
 
 def put_archive(folder: Path, number: int, write: Callable[[BinaryIO], object]) -> Path | None:
     """Write the file of an archive and put it in its place, whole and on disk for good, where no
-    other may be; its place, or None if nothing was written."""
+    other may be; its place, or None if nothing was written. :class:`LedgerRefused` if it is not a
+    whole archive (``archive_damaged``), or has another number (``archive_differs``)."""
     place = archive_file(folder, number)
     made, part = tempfile.mkstemp(prefix=f".{place.name}-", dir=folder)
     try:
@@ -121,16 +122,34 @@ def put_archive(folder: Path, number: int, write: Callable[[BinaryIO], object]) 
             os.fsync(opened.fileno())
             if opened.tell() == 0:
                 return None
-        read_archive(Path(part))
+        if (made_number := read_archive(Path(part)).header.number) != number:
+            raise LedgerRefused(
+                f"Archive {made_number} is the next one, and not {number}: somebody else archives "
+                "this ledger. Nothing was kept. Use the folder that has the newest archive.",
+                code="archive_differs",
+            )
         os.link(part, place)
     finally:
         os.unlink(part)
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_folder(folder)
     return place
+
+
+def make_folder(folder: Path) -> None:
+    """With those above it, each on disk for good."""
+    if not folder.exists():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """What was put into it until now is there for good."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def archives(folder: Path) -> Iterator[Archive]:
@@ -183,6 +202,10 @@ def _record_line(record: Record) -> str:
 def _record(raw: Any) -> Record:
     name, value = raw
     return str(name), str(value)
+
+
+def _last_line(sha256: str) -> str:
+    return json.dumps({"sha256": sha256}) + "\n"
 
 
 def _sha256(lines: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from serving.plan.errors import ReelserveError
 
 if TYPE_CHECKING:
     from quota.follower import AuditCopy
+    from quota.ledger import Entry
     from quota.pages import Archived
 
 app = typer.Typer(
@@ -55,7 +57,7 @@ def verify(
 
     Example: reelserve ledger verify --archives /backup/ledger
     """
-    with reporting(as_json) as out, Client.as_admin() as api, _our_errors():
+    with reporting(as_json) as out, Client.as_admin() as api, _our_errors(archives):
         found = api.post("v1", "admin", "ledger", "verify").body
         wrong = found["differences"]
         if archives:
@@ -116,7 +118,7 @@ def follow(
     """
     from quota.follower import AuditCopy
 
-    with reporting(as_json) as out, Client.as_admin() as api, _our_errors():
+    with reporting(as_json) as out, Client.as_admin() as api, _our_errors(into):
         copy = AuditCopy(into)
         try:
             if archives:
@@ -148,10 +150,14 @@ def _follow_archives(folder: Path, copy: AuditCopy) -> None:
     from quota.archive import archives
     from quota.pages import Page, order
 
+    at: Entry | None = None
     for archive in archives(folder):
         last = copy.last
         after = [entry for entry in archive.entries if not last or order(entry.id) > order(last.id)]
-        copy.append(last, Page(last, after, None))
+        known = len(archive.entries) - len(after)
+        if after:
+            copy.append(last, Page(archive.entries[known - 1] if known else at, after, None))
+        at = archive.entries[-1]
 
 
 @app.command("archive", epilog=ADMIN_ENVIRONMENT)
@@ -171,8 +177,10 @@ def archive(
 
     Example: reelserve ledger archive /backup/ledger --keep-days 90
     """
-    with reporting(as_json) as out, Client.as_admin() as api, _our_errors():
-        folder.mkdir(parents=True, exist_ok=True)
+    from quota.archive import make_folder
+
+    with reporting(as_json) as out, Client.as_admin() as api, _our_errors(folder):
+        make_folder(folder.absolute())
         before = newest = _newest(api)
         while trimmed := _archive_next(api, folder, keep_days, newest):
             out.note(f"Archive {trimmed.number}: up to entry {trimmed.last}.")
@@ -186,7 +194,7 @@ def _archive_next(
     api: Client, folder: Path, keep_days: int, newest: Archived | None
 ) -> Archived | None:
     """The next archive, whose entries are trimmed now; None if there is nothing to archive."""
-    from quota.archive import archive_file, put_archive, read_archive
+    from quota.archive import archive_file, put_archive, read_archive, sync_folder
     from quota.pages import Archived
 
     if newest:
@@ -197,11 +205,14 @@ def _archive_next(
                 "Use the folder that has it.",
                 code="archive_differs",
             )
-    file = archive_file(folder, newest.number + 1 if newest else 1)
-    # One that is there already was not trimmed, as when its answer was lost.
-    if not file.exists():
+    number = newest.number + 1 if newest else 1
+    file = archive_file(folder, number)
+    # One that is there already was not trimmed, as when its answer was lost. Whoever put it there
+    # may not have come to make sure that it stays.
+    if file.exists():
+        sync_folder(folder)
+    else:
         path = ("v1", "admin", "ledger", "archives", "next")
-        number = int(file.stem.rpartition("-")[2])
         params = {"keep_days": keep_days}
         try:
             put = put_archive(
@@ -212,6 +223,11 @@ def _archive_next(
         if put is None:
             return None
     kept = read_archive(file).archived
+    if kept.number != number:
+        raise CliError(
+            f"{file} has archive {kept.number}, whose place is another: move it there.",
+            code="archive_differs",
+        )
     fields = {"number": kept.number, "last": kept.last, "sha256": kept.sha256}
     body = api.post("v1", "admin", "ledger", "archives", fields=fields).body
     return Archived.from_fields(body)
@@ -244,8 +260,11 @@ def _compare_chain(folder: Path, found: dict[str, Any], out: Output) -> list[str
 
 
 @contextmanager
-def _our_errors() -> Iterator[None]:
+def _our_errors(place: Path | None) -> Iterator[None]:
+    """``place``: the file or folder that is worked on."""
     try:
         yield
     except ReelserveError as error:
         raise CliError(error.message, code=error.code) from None
+    except (OSError, sqlite3.Error) as error:
+        raise CliError(f"{place} cannot be used: {error}", code="file_error") from None

@@ -195,10 +195,11 @@ async def next_archive(services: ServicesDep, keep_days: DaysQuery = 90) -> Stre
     """The next archive's file, of the oldest entries that are older than so many days; empty if
     there are none. Nothing is trimmed."""
     made = await Archiver(services.ledger.cell).next(keep_days)
+    lines = made.lines if made else ()
 
     async def text() -> AsyncIterator[str]:
-        for line in made.lines if made else ():
-            yield line
+        for first in range(0, len(lines), PAGE):
+            yield "".join(lines[first : first + PAGE])
 
     return StreamingResponse(text(), media_type="application/x-ndjson; charset=utf-8")
 

@@ -10,8 +10,12 @@ from typing import Any
 from fastapi import Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from serving.api.errors import answer
+from serving.plan.errors import ReelserveError
+
 FIRST_S = 5.0
-"""So long an error still has its status; after that, it is an answer that is cut."""
+"""So long an error still has its status; after that it is 200 with the body of one, and what nobody
+expected is an answer that is cut."""
 EVERY_S = 2.0
 
 
@@ -31,7 +35,10 @@ async def patiently(work: Coroutine[Any, Any, dict[str, Any]]) -> Response:
         try:
             while not (await asyncio.wait({task}, timeout=EVERY_S))[0]:
                 yield " "
-            yield json.dumps(task.result())
+            try:
+                yield json.dumps(task.result())
+            except ReelserveError as error:
+                yield bytes(answer(error).body).decode()
         finally:
             task.cancel()
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import re
 import shutil
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +16,9 @@ import pytest
 from redis.asyncio import Redis
 
 from deployments.aof import log_files, record_ends
-from deployments.redis_server import RedisServer
+from deployments.redis_server import CONFIG, DamagedLog, RedisServer
 from quota.redis_ledger import RedisLedger
 from serving.jobs import Cell
-from serving.plan.errors import ConfigError
 from tests import tools
 from tests.busy_cell import BusyCell, check_whole
 
@@ -76,21 +79,12 @@ def boundaries(file: Path) -> tuple[list[int], set[int]]:
     return ends, whole
 
 
-async def recovered(written: Written, folder: Path, cut: int) -> int | None:
-    """How many entries a server recovers from the log cut there, all that must hold holding; None
-    if it refuses the log."""
+async def recovered(written: Written, folder: Path, cut: int) -> int:
+    """How many entries a server recovers from the log cut there, all that must hold holding."""
     shutil.copytree(written.folder, folder)
-    last = log_files(folder)[-1]
-    with last.open("rb+") as opened:
-        opened.truncate(cut)
+    os.truncate(log_files(folder)[-1], cut)
     server = RedisServer(folder, written.server)
-    try:
-        url = await asyncio.to_thread(server.start)
-    except ConfigError as error:
-        if f"reelserve repair --data-dir {folder.parent}" in error.message:
-            return None
-        raise
-    redis: Redis = Redis.from_url(url, decode_responses=True)
+    redis: Redis = Redis.from_url(await asyncio.to_thread(server.start), decode_responses=True)
     try:
         await check_whole(redis)
         entries = [entry.id for entry in await RedisLedger(Cell(redis)).entries()]
@@ -98,7 +92,28 @@ async def recovered(written: Written, folder: Path, cut: int) -> int | None:
         return len(entries)
     finally:
         await redis.aclose()
-        server.stop()
+        await asyncio.to_thread(server.stop)
+
+
+def refusals(written: Written, folder: Path, cuts: Sequence[int]) -> dict[str, int]:
+    """What a server says that refuses the log, without its numbers, and one of the cuts of which it
+    says that. One that goes on is an error.
+
+    It is started as bare as can be, and for all cuts on the same files, of which more and more is
+    cut: a log that is refused stays as it is.
+    """
+    shutil.copytree(written.folder, folder)
+    log, config = log_files(folder)[-1], folder / "redis.conf"
+    config.write_text(CONFIG.format(port=0, password="-", folder=folder))
+    said = {}
+    for cut in sorted(cuts, reverse=True):
+        os.truncate(log, cut)
+        (folder / "redis.log").unlink(missing_ok=True)
+        run = subprocess.run([written.server, config], timeout=60)
+        assert run.returncode == 1, cut
+        assert log.stat().st_size == cut
+        said[re.sub(r"\d+", "0", (folder / "redis.log").read_text())] = cut
+    return said
 
 
 @pytest.mark.timeout(900)
@@ -108,12 +123,10 @@ def test_a_log_cut_anywhere_is_refused_or_what_it_says_holds(
     ends, whole = boundaries(written.last)
     size = written.last.stat().st_size
     chance = random.Random(size)  # noqa: S311
-    cuts = sorted(
-        {*ends, *(chance.randrange(size) for _ in range(RANDOM_BYTES[written.rewritten]))}
-    )
-    found: dict[int, int | None] = {}
+    cuts = {*ends, *(chance.randrange(size) for _ in range(RANDOM_BYTES[written.rewritten]))}
+    found: dict[int, int] = {}
 
-    async def all_of_them() -> None:
+    async def all_that_are_whole() -> None:
         some = asyncio.Semaphore(AT_ONCE)
 
         async def one(cut: int) -> None:
@@ -123,11 +136,18 @@ def test_a_log_cut_anywhere_is_refused_or_what_it_says_holds(
                 shutil.rmtree(folder)
 
         async with asyncio.TaskGroup() as group:
-            for cut in cuts:
+            for cut in sorted(whole):
                 group.create_task(one(cut))
 
-    asyncio.run(all_of_them())
-    assert {cut for cut, entries in found.items() if entries is not None} == whole
-    counts = [found[cut] or 0 for cut in sorted(whole)]
+    asyncio.run(all_that_are_whole())
+    counts = [found[cut] for cut in sorted(whole)]
     assert counts == sorted(counts)
     assert counts[-1] == len(written.entries)
+
+    # What becomes of a refusal depends on what the server says, and on nothing else.
+    for number, cut in enumerate(refusals(written, tmp_path / "torn", list(cuts - whole)).values()):
+        folder = tmp_path / f"told {number}" / "redis"
+        shutil.copytree(written.folder, folder)
+        os.truncate(log_files(folder)[-1], cut)
+        with pytest.raises(DamagedLog, match="reelserve repair --data-dir"):
+            RedisServer(folder, written.server).start()

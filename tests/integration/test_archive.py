@@ -4,17 +4,21 @@ left still verifies."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
+import os
 import random
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from types import SimpleNamespace
+from typing import BinaryIO, cast
 
 import httpx
 import pytest
@@ -23,6 +27,8 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
+from deployments.audit import Follower
+from deployments.cli.client import Client, Params, Reply
 from deployments.cli.main import app
 from deployments.redis_server import RedisServer
 from deployments.settings import StackSettings
@@ -32,9 +38,12 @@ from quota.books import Books
 from quota.export import export_json
 from quota.follower import AuditCopy
 from quota.ledger import Entry, Kind
-from quota.pages import read_page
+from quota.pages import Page, read_page
 from quota.redis_ledger import RedisLedger
 from quota.verify import verify
+from serving.api import patience
+from serving.api.credits import next_archive
+from serving.api.services import Services
 from serving.jobs import Cell
 from serving.plan.errors import InvalidRequest, LedgerRefused
 from tests import tools
@@ -373,6 +382,7 @@ async def test_whatever_is_done_to_archives_is_noticed(folder: Path) -> None:
         (whole[:-1], "SHA-256"),
         (whole[: len(whole) // 2], "SHA-256|damaged"),
         (whole + "\n", "SHA-256|damaged"),
+        (whole.replace("\n", "\r\n"), "SHA-256"),
         ("", "damaged"),
         (archive_file(folder, 1).read_text(), "does not follow"),
         (sealed([lines[0].replace('"format": 1', '"format": 2'), *lines[1:]]), "format is 2"),
@@ -468,6 +478,18 @@ async def test_the_operator_archives_and_verifies(
     assert seen == [entry.id for entry in reversed(entries[ENTRIES:])]
 
 
+async def test_an_archive_is_sent_in_few_pieces(ledger: RedisLedger, clock: Clock) -> None:
+    """Each piece keeps everybody else waiting."""
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    services = cast(Services, SimpleNamespace(ledger=ledger))
+    answer = await next_archive(services, KEEP_DAYS)
+    (piece,) = [piece async for piece in answer.body_iterator]
+    made = await Archiver(ledger.cell).next(KEEP_DAYS)
+    assert made is not None
+    assert piece == "".join(made.lines)
+
+
 async def test_another_folder_is_no_place_for_the_next(
     ledger: RedisLedger, clock: Clock, ingress: str, tmp_path: Path
 ) -> None:
@@ -480,9 +502,185 @@ async def test_another_folder_is_no_place_for_the_next(
     assert len(await ledger.entries()) == ENTRIES
 
 
+async def test_of_two_who_archive_at_once_into_two_folders_one_is_refused(
+    ledger: RedisLedger,
+    clock: Clock,
+    ingress: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    await spend(ledger, "b")
+    one, other = tmp_path / "one", tmp_path / "other"
+    download = Client.download
+
+    def overtaken(api: Client, *path: str, params: Params, into: BinaryIO) -> None:
+        monkeypatch.setattr(Client, "download", download)
+        words = ["ledger", "archive", str(one), "--keep-days", "8"]
+        assert reelserve(*words).exit_code == 0
+        clock.jump(9 * DAY_S)
+        download(api, *path, params=params, into=into)
+
+    monkeypatch.setattr(Client, "download", overtaken)
+    refused = reelserve("ledger", "archive", str(other), "--keep-days", "8")
+    assert refused.exit_code == 1
+    assert "Archive 2 is the next one, and not 1" in refused.stderr
+    assert list(other.iterdir()) == []
+    assert len(await ledger.entries()) == ENTRIES
+    assert reelserve("ledger", "archive", str(one), "--keep-days", "8").exit_code == 0
+    assert reelserve("ledger", "verify", "--archives", str(one)).exit_code == 0
+
+
+async def test_an_archive_under_the_name_of_the_next_is_none(
+    ledger: RedisLedger, clock: Clock, ingress: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ledger"
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    words = ["ledger", "archive", str(folder), "--keep-days", "8"]
+    assert reelserve(*words).exit_code == 0
+    archive_file(folder, 2).write_bytes(archive_file(folder, 1).read_bytes())
+    refused = reelserve(*words)
+    assert refused.exit_code == 1
+    assert "000002.jsonl has archive 1" in refused.stderr
+
+
+async def test_the_stacks_own_copy_begins_with_the_archives(
+    ledger: RedisLedger, clock: Clock, ingress: str, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    folder, file, said = tmp_path / "ledger", tmp_path / "ledger.sqlite", asyncio.Event()
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    await spend(ledger, "b")
+    entries = await ledger.entries()
+    assert reelserve("ledger", "archive", str(folder), "--keep-days", "8").exit_code == 0
+    loop = asyncio.get_running_loop()
+
+    def notice(problem: str) -> None:
+        loop.call_soon_threadsafe(said.set)
+
+    follower = Follower(redis_server.url, file, notice, every_s=0.01)
+    follower.start()
+    await asyncio.wait_for(said.wait(), 10)
+    words = ["ledger", "follow", "--into", str(file), "--once", "--archives", str(folder)]
+    done = await asyncio.to_thread(reelserve, *words)
+    assert done.exit_code == 0, done.output
+    await ledger.grant("ann", ref="last", amount=1, kind=Kind.PURCHASE)
+    follower.stop()
+    copy = AuditCopy(file)
+    assert [entry.id for entry in (await copy.entries())[:-1]] == [entry.id for entry in entries]
+    assert (await copy.entries())[-1].ref == "last"
+    copy.close()
+
+
+async def test_nothing_is_trimmed_before_its_file_is_there_for_good(
+    ledger: RedisLedger,
+    clock: Clock,
+    ingress: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    above = tmp_path / "new"
+    folder = above / "ledger"
+    fsync, post = os.fsync, Client.post
+    synced: list[str] = []
+
+    def noted(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    def killed(*args: object, **named: object) -> Reply:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", noted)
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    words = ["ledger", "archive", str(folder), "--keep-days", "8"]
+    monkeypatch.setattr(Client, "post", killed)
+    assert reelserve(*words).exit_code != 0
+    assert synced[:2] == [str(tmp_path), str(above)]
+    assert synced[-1] == str(folder)
+
+    # Another run finds the file, and cannot know whether the first one came that far.
+    synced.clear()
+    assert reelserve(*words).exit_code != 0
+    assert synced == [str(folder)]
+    monkeypatch.setattr(Client, "post", post)
+    assert reelserve(*words).exit_code == 0
+    assert await ledger.entries() == []
+
+
+async def test_a_refusal_that_comes_late_is_told(
+    ledger: RedisLedger,
+    clock: Clock,
+    ingress: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "ledger"
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    assert reelserve("ledger", "archive", str(folder), "--keep-days", "8").exit_code == 0
+    await ledger.cell.redis.flushall()
+    monkeypatch.setattr(patience, "FIRST_S", 0)
+    refused = reelserve("ledger", "archive", str(folder), "--keep-days", "8")
+    assert refused.exit_code == 1
+    assert "This is not this ledger's next archive" in refused.stderr
+
+
+async def test_a_folder_that_cannot_be_used_is_named(
+    ledger: RedisLedger,
+    clock: Clock,
+    ingress: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await spend(ledger, "a")
+    clock.jump(9 * DAY_S)
+    (tmp_path / "file").touch()
+    refused = reelserve("ledger", "archive", str(tmp_path / "file" / "ledger"))
+    assert f"{tmp_path / 'file' / 'ledger'} cannot be used" in refused.stderr
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = tmp_path / "ledger"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        refused = reelserve("ledger", "archive", str(folder), "--keep-days", "8")
+    assert refused.exit_code == 1
+    assert f"{folder} cannot be used: [Errno 28] No space left" in refused.stderr
+    assert files_in(folder) == []
+    assert len(await ledger.entries()) == ENTRIES
+
+
+async def test_a_copy_of_another_ledger_does_not_go_on_from_these_archives(
+    ledger: RedisLedger, clock: Clock, ingress: str, tmp_path: Path
+) -> None:
+    folder, files = tmp_path / "ledger", [tmp_path / name for name in ("old", "newer")]
+    await spend(ledger, "a")
+    second = (await ledger.entries())[1]
+    for file, entry_id in zip(files, ("5-0", second.id), strict=True):
+        copy = AuditCopy(file)
+        entry = replace((await ledger.entries())[0], id=entry_id, user="zoe", ref="other")
+        entry = replace(entry, postings={"cell:issued": -7, "grant:other": 7})
+        copy.append(None, Page(None, [entry], None))
+        copy.close()
+    clock.jump(9 * DAY_S)
+    assert reelserve("ledger", "archive", str(folder), "--keep-days", "8").exit_code == 0
+    for file in files:
+        words = ["ledger", "follow", "--into", str(file), "--once", "--archives", str(folder)]
+        refused = reelserve(*words)
+        assert refused.exit_code == 1
+        assert "another ledger" in refused.stderr
+
+
 KILLED = """
 import os, sys
 from deployments.cli import client, ledger
+from deployments.audit import Follower
+from deployments.cli.client import Client, Params, Reply
 from deployments.cli.main import app
 import quota.archive
 

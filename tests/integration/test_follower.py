@@ -248,6 +248,16 @@ async def test_whoever_has_the_admin_key_follows_over_http(
     assert f"lost entry {last.id}" in refused.stderr
 
 
+async def test_a_copy_that_cannot_be_written_is_named(
+    ledger: RedisLedger, copy: AuditCopy, ingress: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "copy.sqlite"
+    copy._db.execute("BEGIN IMMEDIATE")
+    refused = reelserve("ledger", "follow", "--into", str(file), "--once")
+    assert refused.exit_code == 1
+    assert f"{file} cannot be used: database is locked" in refused.stderr
+
+
 async def test_the_stacks_own_follower_waits_tells_once_and_stops(
     ledger: RedisLedger, redis_server: RedisServer, tmp_path: Path
 ) -> None:

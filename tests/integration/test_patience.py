@@ -11,6 +11,7 @@ from fastapi import FastAPI, Response
 
 from serving.api import patience
 from serving.api.patience import patiently
+from serving.plan.errors import LedgerRefused
 
 pytestmark = pytest.mark.asyncio
 
@@ -60,6 +61,17 @@ async def test_an_error_is_never_taken_for_an_answer() -> None:
     for seconds in (0, 0.1):
         with pytest.raises(RuntimeError, match="does not work"):
             await answer_of(work(seconds))
+
+
+async def test_an_error_of_ours_is_told_however_late_it_is() -> None:
+    async def work() -> dict[str, Any]:
+        await asyncio.sleep(0.1)
+        raise LedgerRefused("It is another.", code="archive_differs")
+
+    answer = await answer_of(work())
+    assert answer.text.startswith("  ")
+    assert answer.json()["error"]["code"] == "archive_differs"
+    assert answer.json().keys() == {"error"}
 
 
 async def test_work_ends_when_nobody_waits_for_it() -> None:

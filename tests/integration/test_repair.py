@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,9 @@ import pytest
 from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
-from deployments.aof import Scan, log_files, scan
+from deployments.aof import FOLDER, MANIFEST, Scan, log_files, scan
 from deployments.cli.main import app
-from deployments.redis_server import RedisServer
+from deployments.redis_server import DamagedLog, RedisServer
 from quota.follower import AuditCopy
 from quota.ledger import Entry
 from quota.pages import read_page
@@ -274,6 +275,27 @@ def test_a_damaged_base_is_not_cut(data_dir: Path, executable: str) -> None:
     assert "put a copy in its place" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("kept", "why"), [(0, "is empty"), (60, "cannot be read"), (None, "which is not there")]
+)
+def test_a_manifest_that_is_damaged_is_named(
+    data_dir: Path, executable: str, kept: int | None, why: str
+) -> None:
+    manifest = data_dir / "redis" / FOLDER / MANIFEST
+    if not manifest.exists():
+        return  # version 6 has none
+    if kept is None:
+        log_of(data_dir).unlink()
+    else:
+        os.truncate(manifest, kept)
+    with pytest.raises(DamagedLog):
+        RedisServer(data_dir / "redis", executable).start()
+    refused = reelserve("--data-dir", str(data_dir), "--yes")
+    assert refused.exit_code == 1
+    assert why in refused.stderr
+    assert "put a copy of the whole folder in its place" in refused.stderr
+
+
 def test_a_whole_record_that_is_wrong_is_not_cut(data_dir: Path, executable: str) -> None:
     log = log_of(data_dir)
     log.write_bytes(log.read_bytes().replace(b"\r\nXADD\r\n", b"\r\nXODD\r\n", 1))
@@ -288,6 +310,23 @@ def test_a_whole_record_that_is_wrong_is_not_cut(data_dir: Path, executable: str
 def test_a_file_that_is_no_audit_copy_is_said_to_be_none(data_dir: Path, executable: str) -> None:
     (data_dir / "ledger.sqlite").write_text("no database " * 100)
     assert "cannot be a copy" in reelserve("--data-dir", str(data_dir)).stderr
+
+
+def test_a_damaged_audit_copy_is_named(data_dir: Path, executable: str) -> None:
+    asyncio.run(copy_ledger(data_dir, executable))
+    file = data_dir / "ledger.sqlite"
+    with sqlite3.connect(file) as db:
+        (page,) = db.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'postings'"
+        ).fetchone()
+        (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
+    db.close()
+    text = bytearray(file.read_bytes())
+    text[(page - 1) * page_bytes : page * page_bytes] = b"\xff" * page_bytes
+    file.write_bytes(text)
+    done = reelserve("--data-dir", str(data_dir))
+    assert done.exit_code == 1
+    assert f"{file} cannot be read: database disk image is malformed" in done.stderr
 
 
 def test_a_busy_port_is_no_reason_to_repair(data_dir: Path, executable: str) -> None:
