@@ -25,7 +25,7 @@ up: .venv/.installed ## Start a cluster: make up ARGS="..."
 
 test: .venv/.installed ## Run every test; fetches the servers they need into .tools
 	@scripts/test-tools
-	@.venv/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@.venv/bin/python -m pytest -n 2 $(ARGS)
 
 check: .venv/.installed ## Lint, formatting, types, and which module may import which
 	.venv/bin/ruff check .

@@ -182,7 +182,8 @@ class Books:
                 if grant is None:
                     self._mistake(entry, f"there is no reversal '{entry.of}' to undo")
                 else:
-                    self._of_grant(entry, grant, reversed_=issued)
+                    expired = entry.postings.get("cell:expired", 0)
+                    self._of_grant(entry, grant, expired=expired, reversed_=issued)
             case EntryType.ADJUSTMENT:
                 for account, amount in entry.postings.items():
                     if account.startswith("grant:"):

@@ -303,7 +303,12 @@ class SqliteLedger:
         if amount not in (None, most):
             raise refusal("much", most)
         user, grant_ref = reversal.user, reversal.of
-        postings = {"cell:issued": -most, **self._given(user, grant_ref, most)}
+        gone = -reversal.postings.get("cell:expired", 0)
+        postings = {
+            "cell:issued": -most,
+            "cell:expired": gone,
+            **self._given(user, grant_ref, most - gone),
+        }
         entry = self.post(
             EntryType.RESTORATION, user, postings, ref=ref, of=reversal.ref, reason=reason
         )
@@ -327,8 +332,11 @@ class SqliteLedger:
     def _expired(self, ref: str) -> int:
         (amount,) = self._db.execute(
             """SELECT coalesce(sum(amount), 0) FROM entries JOIN postings ON entry = entries.id
-            WHERE of = ? AND type IN ('expiry', 'reversal') AND account = 'cell:expired'""",
-            (ref,),
+            WHERE account = 'cell:expired' AND (
+                (of = :ref AND type IN ('expiry', 'reversal'))
+                OR (type = 'restoration' AND of IN (
+                    SELECT ref FROM entries WHERE type = 'reversal' AND of = :ref)))""",
+            {"ref": ref},
         ).fetchone()
         return int(amount)
 

@@ -52,6 +52,7 @@ class Reversal:
     user: str
     of: str
     amount: int
+    expired: int = 0
     restored: bool = False
 
 
@@ -237,7 +238,7 @@ class LedgerModel:
         self.expired -= expired
         self.issued -= amount
         self.debts[grant.user] = self.debt(grant.user) + owed
-        self.reversals[ref] = Reversal(grant.user, grant.ref, amount)
+        self.reversals[ref] = Reversal(grant.user, grant.ref, amount, expired)
         postings = {
             f"grant:{grant.ref}": -left,
             "cell:expired": -expired,
@@ -256,9 +257,15 @@ class LedgerModel:
         reversal.restored = True
         grant = self.grants[reversal.of]
         grant.reversed -= reversal.amount
+        grant.expired += reversal.expired
+        self.expired += reversal.expired
         self.issued += reversal.amount
         self.others[ref] = reversal.user, of, reversal.amount
-        postings = {"cell:issued": -reversal.amount, **self._receive(grant, reversal.amount)}
+        postings = {
+            "cell:issued": -reversal.amount,
+            "cell:expired": reversal.expired,
+            **self._receive(grant, reversal.amount - reversal.expired),
+        }
         self._post(EntryType.RESTORATION, grant.user, ref, of, postings)
         self._expire(grant, now_ms)
         return "done"

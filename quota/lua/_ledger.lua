@@ -27,7 +27,8 @@
 -- <cell>:grants_expiring      zset    refs of grants that have something left, by when that expires (ms)
 -- <cell>:credit:<ref>         hash    whatever has a ref of its own. type, user, entry, amount; of a
 --                                     grant also kind, left, expired, reversed, expires_ms, place (as
---                                     above); of a reversal of (the grant), restored (1: undone)
+--                                     above); of a reversal of (the grant), expired (of that,
+--                                     before it was reversed), restored (1: undone)
 -- <cell>:hold:<job>           hash    user, amount, parts ("<ref> <amount> …"), entry, state (held,
 --                                     captured, released), captured; goes a while after it was settled
 local AMOUNT_MAX = 9007199254740991

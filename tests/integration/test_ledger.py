@@ -154,6 +154,23 @@ async def test_a_dispute_that_is_won_restores(ledger: Ledger) -> None:
     assert await figures(ledger) == (0, 0, 60)
 
 
+async def test_what_had_expired_pays_no_debt_when_its_dispute_is_won(ledger: Ledger) -> None:
+    await bought(ledger)
+    await ledger.hold("ann", "video_1", 100)
+    await ledger.capture("video_1", 100)
+    await ledger.grant("ann", ref="p", amount=40, kind=Kind.PURCHASE, expires_ms=now_ms() + 300)
+    await ledger.reverse("pay_1", ref="refund_1", amount=100)
+    while not await ledger.expire():
+        await asyncio.sleep(0.05)
+    await ledger.reverse("p", ref="dispute_1")
+    assert await figures(ledger) == (0, 0, 100)
+    await ledger.reverse("dispute_1", ref="won_1")
+    assert await figures(ledger) == (0, 0, 100)
+    # Nor does it come back otherwise, and it may be taken back once more.
+    await ledger.reverse("p", ref="dispute_2")
+    assert await figures(ledger) == (0, 0, 100)
+
+
 async def test_a_part_may_be_refunded(ledger: Ledger) -> None:
     await bought(ledger)
     await ledger.reverse("pay_1", ref="refund_1", amount=30)
