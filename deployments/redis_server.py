@@ -202,11 +202,20 @@ class RedisServer:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port on loopback that nobody listens on at this moment, nor is likely to take in the
+    next: the kernel gives those from 32768 on to connections, and Ray uses some above 30000.
+
+    :class:`ConfigError` if there is none.
+    """
+    for _ in range(100):
+        port = 20_000 + secrets.randbelow(10_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise ConfigError("there is no free port from 20000 to 29999 on this machine")
 
 
 def _die_with(parent: int) -> Callable[[], None]:
