@@ -17,7 +17,7 @@ BRIEFLY := awk '/Downloading.* MB\)|Building wheel/ { print; fflush() }'
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: .venv/.installed ## Generate a video on this machine, without a GPU: out/demo.mp4
+demo: .venv/.installed ## Generate a video on this machine, without a GPU, and buy credits for another: out/demo.mp4
 	@.venv/bin/python -m deployments.demo --out out/demo.mp4
 
 up: .venv/.installed ## Start a cluster: make up ARGS="..."
@@ -25,7 +25,7 @@ up: .venv/.installed ## Start a cluster: make up ARGS="..."
 
 test: .venv/.installed ## Run every test; fetches the servers they need into .tools
 	@scripts/test-tools
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -n 2 $(ARGS)
 
 check: .venv/.installed ## Lint, formatting, types, and which module may import which
 	.venv/bin/ruff check .

@@ -14,7 +14,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from deployments.housekeeping import keep_house
+from deployments.payments import open_shop
 from deployments.settings import StackSettings
+from quota.packs import PackFile
+from quota.payments.payments import Payments
 from quota.redis_ledger import RedisLedger
 from quota.settings import QuotaSettings
 from quota.tiers import TierFile
@@ -69,11 +72,12 @@ def open_backends(settings: StackSettings) -> Backends:
 async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncIterator[Services]:
     """What the API works with, for the life of one ingress replica, and its housekeeping."""
     backends = open_backends(settings)
+    provider = open_shop(settings, backends.cell, api.public_url)
     jobs = JobSettings()
     await backends.cell.check_schema()
     queue = JobQueue(backends.cell, jobs)
     quota = QuotaSettings()
-    tiers = TierFile(quota.tiers_path)
+    tiers, packs = TierFile(quota.tiers_path), PackFile(quota.packs_path)
     housekeeping = asyncio.create_task(
         keep_house(Upkeep(backends.cell, jobs), backends.store, queue, tiers), name="housekeeping"
     )
@@ -86,6 +90,9 @@ async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncItera
             users=Users(backends.redis, CELL, lambda: tiers.current.tiers),
             signer=UrlSigner(backends.redis, CELL, api.content_url_s),
             tiers=tiers,
+            packs=packs,
+            payments=Payments(backends.cell),
+            provider=provider,
             quota=quota,
             catalog=settings.catalog(),
             settings=api,
@@ -94,4 +101,6 @@ async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncItera
     finally:
         housekeeping.cancel()
         await asyncio.gather(housekeeping, return_exceptions=True)
+        if provider is not None:
+            await provider.aclose()
         await backends.close()

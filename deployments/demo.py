@@ -1,4 +1,5 @@
-"""``make demo``: a whole stack, one prompt through the official OpenAI client, one clip."""
+"""``make demo``: a whole stack, one prompt through the official OpenAI client, one clip; and then
+credits are bought (:mod:`deployments.demo_shop`)."""
 
 from __future__ import annotations
 
@@ -15,8 +16,10 @@ from pathlib import Path
 from openai import DefaultHttpxClient, OpenAI
 from openai.types import Video
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from deployments.demo_shop import DemoFailed, prepare, shop
 from deployments.settings import ENV_PREFIX, StackSettings
 from deployments.stack import LocalStack
 from serving.plan.errors import ConfigError
@@ -44,7 +47,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="reelserve-demo-") as folder:
             for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
                 del os.environ[name]  # they may name a Redis that others use
-            settings = StackSettings.load(data_dir=Path(folder), port=0)
+            settings = StackSettings.load(data_dir=Path(folder), port=0, **prepare(Path(folder)))
             with LocalStack(settings, lambda text: console.print(f"[dim]… {text}")) as stack:
                 console.print(f"ready at {stack.url} after {time.monotonic() - began:.1f} s")
                 # The SDK marks its video methods as deprecated, since OpenAI's own service closed.
@@ -55,9 +58,11 @@ def main() -> int:
                     http_client=DefaultHttpxClient(trust_env=False),  # no proxy to this machine
                 )
                 ok = generate(client, console, arguments.prompt, arguments.out)
+                if ok:
+                    shop(stack, console)
                 console.print("[dim]… stopping everything")
-    except ConfigError as error:
-        console.print(f"[red]{error}")
+    except (ConfigError, DemoFailed) as error:
+        console.print(f"[red]{escape(str(error))}")
         return 1
     except KeyboardInterrupt:
         console.print("[red]interrupted; everything is stopped")

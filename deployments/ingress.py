@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from deployments.connections import open_services
+from deployments.logs import log_to_stderr
 from deployments.settings import StackSettings
 from serving.api import ApiSettings, Services, create_app
 
@@ -16,6 +17,7 @@ class Ingress:
     """``pools`` are the model deployments, bound so that one application carries them all."""
 
     def __init__(self, pools: list[Any]) -> None:
+        log_to_stderr()
         self._settings = StackSettings.load()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

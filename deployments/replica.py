@@ -11,6 +11,7 @@ import ray
 import torch
 
 from deployments.connections import open_backends
+from deployments.logs import log_to_stderr
 from deployments.settings import StackSettings
 from deployments.worker import Worker
 from serving.jobs import JobSettings
@@ -29,6 +30,7 @@ class ModelReplica:
     """
 
     def __init__(self, model_id: str) -> None:
+        log_to_stderr()
         settings = StackSettings.load()
         model = settings.catalog().models[model_id]
         # Ray sets OMP_NUM_THREADS to the logical CPUs it hands out, which only place replicas.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib.resources import files
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -51,6 +52,9 @@ class StackSettings(BaseSettings):
     logical_cpus: int | None = Field(
         None, ge=1, description="of Ray; they only place replicas. Default: what the catalog asks"
     )
+    payments_provider: Literal["none", "stripe", "sandbox"] = Field(
+        "none", description="who takes the money for credits; the sandbox takes none"
+    )
     admin_key: SecretStr | None = Field(None, description="made and printed once when unset")
 
     @classmethod
@@ -83,6 +87,23 @@ class StackSettings(BaseSettings):
         """The entries this stack serves, in order; the first is the default model."""
         builtin = Path(str(files("deployments") / "catalog"))
         return load_catalog([builtin, *self.catalog_dirs]).only(self.models)
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches the stack."""
+        # The address that listens on all interfaces is none to connect to.
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether nobody but this machine reaches the HTTP port."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def store_url(self) -> str:

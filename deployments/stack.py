@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import secrets
@@ -19,10 +18,14 @@ from typing import IO, Self
 import httpx
 from pydantic import SecretStr
 
+from deployments.audit import Follower
 from deployments.connections import open_redis
+from deployments.data_dir import AUDIT_COPY, REDIS, lock_data_dir
 from deployments.haproxy import end_orphan, haproxy_environment, use_haproxy
+from deployments.payments import SANDBOX_SECRET, check_sandbox, open_shop
 from deployments.redis_server import RedisServer, free_port
 from deployments.settings import StackSettings
+from quota.packs import load_packs
 from quota.settings import QuotaSettings
 from quota.tiers import load_tiers
 from serving.api import Keys, Users
@@ -50,7 +53,7 @@ class LocalStack:
         self._exit = ExitStack()
         port = settings.port or free_port()
         self.settings = settings.model_copy(update={"port": port})
-        self.url = f"http://{_connectable(settings.host)}:{port}"
+        self.url = self.settings.url
         self.api_key = ""
         self.new_admin_key: str | None = None
         self._redis: RedisServer | None = None
@@ -74,7 +77,10 @@ class LocalStack:
 
     def _start(self) -> None:
         catalog = self.settings.catalog()
-        load_tiers(QuotaSettings().tiers_path)  # a mistake shows here rather than in a replica
+        # A mistake shows here rather than in a replica.
+        load_tiers(QuotaSettings().tiers_path)
+        load_packs(QuotaSettings().packs_path)
+        self._prepare_payments()
         self._lock_data_dir()
         self._check_port()
         if "demo-wan" in catalog.models:
@@ -82,36 +88,33 @@ class LocalStack:
         if self.settings.redis_url is None:
             self._start_redis()
         self._open_redis()
+        self._follow_ledger()
         self._start_ray()
         self._start_serve()
 
     def _lock_data_dir(self) -> None:
-        folder = self.settings.data_dir
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock: IO[str] = (folder / "lock").open("a+")
-        except OSError as error:
-            raise ConfigError(f"cannot use the data directory {folder}: {error}") from error
-        self._exit.callback(lock.close)
-        self._lock = lock
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise ConfigError(
-                f"the data directory {folder} is in use by process {lock.read().strip() or '?'}; "
-                "stop that one, or choose another with --data-dir"
-            ) from None
+        self._lock = lock_data_dir(self.settings.data_dir)
+        self._exit.callback(self._lock.close)
         self._clean_up_after_a_kill()
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
 
     def _clean_up_after_a_kill(self) -> None:
         note = self.settings.data_dir / "haproxy-run-dir"
         if note.exists():
             end_orphan(Path(note.read_text()))
             note.unlink()
+
+    def _prepare_payments(self) -> None:
+        """The sandbox is for a stack with everything of its own, on this machine: it gets a secret
+        that nobody else has, and that ends with it."""
+        if self.settings.payments_provider == "sandbox":
+            if self.settings.redis_url is not None:
+                raise ConfigError(
+                    "the payment sandbox gives credits for nothing, so it runs only with the Redis "
+                    "that `up` starts: unset REELSERVE_REDIS_URL, or choose another --payments"
+                )
+            check_sandbox(self.settings)
+            os.environ[SANDBOX_SECRET] = secrets.token_hex(32)
+            self._exit.callback(os.environ.pop, SANDBOX_SECRET, None)
 
     def _check_port(self) -> None:
         family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET
@@ -137,7 +140,7 @@ class LocalStack:
     def _start_redis(self) -> None:
         self._progress("starting redis-server")
         holding = [self._lock.fileno()] if self._lock else []
-        self._redis = RedisServer(self.settings.data_dir / "redis", holding=holding)
+        self._redis = RedisServer(self.settings.data_dir / REDIS, holding=holding)
         self._exit.callback(self._redis.stop)
         url = self._redis.start()
         self.settings = self.settings.model_copy(update={"redis_url": SecretStr(url)})
@@ -150,10 +153,20 @@ class LocalStack:
             file.touch(mode=0o600)
             file.write_text(self.api_key + "\n")
 
+    def _follow_ledger(self) -> None:
+        """Into an audit copy, if it is our own Redis; others run `reelserve ledger follow`."""
+        if self._redis is not None:
+            file = self.settings.data_dir / AUDIT_COPY
+            follower = Follower(self._redis.url, file, self._progress)
+            follower.start()
+            self._exit.callback(follower.stop)
+
     async def _prepare_redis(self, kept: str) -> tuple[str | None, str]:
         """The admin key if one was made just now, and the local user's key."""
         redis = open_redis(self.settings)
         try:
+            if provider := open_shop(self.settings, Cell(redis)):
+                await provider.aclose()  # it has what it needs, as every ingress will
             await Cell(redis).check_schema()
             if self._redis is not None:
                 await Upkeep(Cell(redis)).recover()
@@ -274,10 +287,3 @@ async def local_key(users: Users, keys: Keys, kept: str) -> str:
         return kept
     _, key = await keys.create(LOCAL_USER)
     return key
-
-
-def _connectable(host: str) -> str:
-    """An address a client can use: the one that listens on all interfaces is none."""
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host

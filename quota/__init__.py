@@ -1,4 +1,5 @@
-"""Quota: tiers and their limits, and the ledger of credits.
+"""Quota: tiers and their limits, packs, the ledger of credits, and payments.
 
-It knows plain values and the keys in Redis that limits are kept in; it knows neither HTTP nor jobs.
+It knows plain values and the keys in Redis that all this is kept in. It asks a payment provider
+over HTTP; it serves none, and knows no jobs.
 """

@@ -1,9 +1,21 @@
-"""The ledger made again from its entries alone: what every balance must be."""
+"""The ledger made again from its entries alone: what every balance must be.
+
+Books can be closed and opened again, so that the entries may be archived: as records, each with a
+name and a value, which say all that later entries can depend on:
+
+    grant:<ref>        <user> <amount> <left> <expired> <reversed> <priority> <expires> <created>
+    hold:<job>         <user> <amount> of one that is not settled
+    reversal:<ref>     <the grant's ref>, of one that was not undone
+    ref:<ref>          nothing: any other ref
+    debt:<user>        the balance, if it is not 0; and so are the cell's accounts
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Self
 
 from quota.ledger import NEVER_MS, Entry, EntryType, HoldState
 
@@ -42,13 +54,68 @@ class Books:
     def __init__(self) -> None:
         self.accounts: defaultdict[str, int] = defaultdict(int)
         self.grants: dict[str, GrantBook] = {}
-        self.reversals: dict[str, Entry] = {}
+        self.reversals: dict[str, str] = {}
+        """Those that were not undone, and the grant of each."""
         self.holds: dict[str, HoldBook] = {}
         self.users: defaultdict[str, UserBook] = defaultdict(UserBook)
         self.refs: set[str] = set()
         self.mistakes: list[str] = []
         self.count = 0
         self.last: str | None = None
+
+    def close(self) -> list[tuple[str, str]]:
+        """The records, in the order of their names."""
+        records = [
+            (f"grant:{ref}", " ".join(map(str, _grant_values(book, self.left(ref)))))
+            for ref, book in self.grants.items()
+        ]
+        live = ((job, book) for job, book in self.holds.items() if book.state is HoldState.HELD)
+        records += [(f"hold:{job}", f"{book.user} {book.amount}") for job, book in live]
+        records += [(f"reversal:{ref}", grant) for ref, grant in self.reversals.items()]
+        others = self.refs - self.grants.keys() - self.reversals.keys()
+        records += [(f"ref:{ref}", "") for ref in others]
+        records += [
+            (account, str(amount))
+            for account, amount in self.accounts.items()
+            if amount and account.startswith(("debt:", "cell:"))
+        ]
+        return sorted(records)
+
+    @classmethod
+    def open(cls, records: Iterable[tuple[str, str]], count: int, last: str | None) -> Self:
+        """From the records of so many entries; ValueError if they are none."""
+        books = cls()
+        books.count, books.last = count, last
+        for name, value in records:
+            kind, _, rest = name.partition(":")
+            match kind:
+                case "grant":
+                    books._open_grant(rest, value)
+                case "hold":
+                    user, amount = value.split(" ")
+                    books.holds[rest] = HoldBook(user, int(amount))
+                    books.users[user].holds.append(rest)
+                    books.accounts[name] = int(amount)
+                case "reversal":
+                    books.reversals[rest] = value
+                    books.refs.add(rest)
+                case "ref":
+                    books.refs.add(rest)
+                case "debt" | "cell":
+                    books.accounts[name] = int(value)
+                case _:
+                    raise ValueError(f"no record of books: {name}")
+        return books
+
+    def _open_grant(self, ref: str, value: str) -> None:
+        user, amount, left, expired, reversed_, turn = value.split(" ", 5)
+        expires_ms = int(turn.split(" ")[1])
+        self.grants[ref] = GrantBook(
+            user, int(amount), expires_ms, f"{turn} {ref}", int(expired), int(reversed_)
+        )
+        self.accounts[f"grant:{ref}"] = int(left)
+        self.users[user].grants.append(ref)
+        self.refs.add(ref)
 
     def left(self, ref: str) -> int:
         return self.accounts[f"grant:{ref}"]
@@ -107,15 +174,16 @@ class Books:
             case EntryType.EXPIRY:
                 self._of_grant(entry, entry.of, expired=entry.postings.get("cell:expired", 0))
             case EntryType.REVERSAL:
-                self.reversals[entry.ref] = entry
+                self.reversals[entry.ref] = entry.of
                 expired = entry.postings.get("cell:expired", 0)
                 self._of_grant(entry, entry.of, expired=expired, reversed_=issued)
             case EntryType.RESTORATION:
-                reversal = self.reversals.pop(entry.of, None)
-                if reversal is None:
+                grant = self.reversals.pop(entry.of, None)
+                if grant is None:
                     self._mistake(entry, f"there is no reversal '{entry.of}' to undo")
                 else:
-                    self._of_grant(entry, reversal.of, reversed_=issued)
+                    expired = entry.postings.get("cell:expired", 0)
+                    self._of_grant(entry, grant, expired=expired, reversed_=issued)
             case EntryType.ADJUSTMENT:
                 for account, amount in entry.postings.items():
                     if account.startswith("grant:"):
@@ -144,3 +212,8 @@ class Books:
 
     def _mistake(self, entry: Entry, what: str) -> None:
         self.mistakes.append(f"entry {entry.id} ({entry.type} of {entry.user}): {what}")
+
+
+def _grant_values(book: GrantBook, left: int) -> tuple[object, ...]:
+    turn = book.place.rpartition(" ")[0]
+    return book.user, book.amount, left, book.expired, book.reversed, turn

@@ -8,9 +8,7 @@ import json
 from collections.abc import AsyncIterator
 
 from quota.ledger import Entry, Ledger
-
-PAGE = 1000
-COLUMNS = ("type", "user", "at_ms", "ref", "of", "kind", "priority", "expires_ms", "reason")
+from quota.pages import COLUMNS, PAGE, as_object
 
 
 async def export_csv(ledger: Ledger) -> AsyncIterator[str]:
@@ -25,9 +23,7 @@ async def export_csv(ledger: Ledger) -> AsyncIterator[str]:
 async def export_json(ledger: Ledger) -> AsyncIterator[str]:
     """One object in each line."""
     async for entry in _entries(ledger):
-        told = {name: getattr(entry, name) for name in COLUMNS}
-        line = {"id": entry.id, **told, "postings": dict(entry.postings)}
-        yield json.dumps({name: value for name, value in line.items() if value not in ("", None)})
+        yield json.dumps(as_object(entry))
 
 
 async def _entries(ledger: Ledger) -> AsyncIterator[Entry]:

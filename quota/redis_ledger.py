@@ -20,6 +20,8 @@ from quota.ledger import (
     check_reason,
     refusal,
 )
+from quota.pages import read_page
+from serving.plan.errors import LedgerRefused
 
 
 class Runner(Protocol):
@@ -111,10 +113,14 @@ class RedisLedger:
         return Balance(int(spendable), int(held), int(debt), [_grant(*row) for row in grants])
 
     async def entries(self, *, after: str | None = None, limit: int = 1000) -> Sequence[Entry]:
-        start = "-" if after is None else f"({after}"
-        async with self.cell.answers():
-            rows = await self.cell.redis.xrange(self.cell.key("ledger"), start, "+", limit)
-        return [Entry.from_fields(entry_id, raw) for entry_id, raw in rows]
+        """As the protocol has it, of those that are not archived; :class:`LedgerRefused`
+        (``archived``) if some in between are."""
+        page = await read_page(self.cell, after, limit)
+        if after is not None and page.misses(after):
+            raise LedgerRefused(
+                "Entries were archived while they were read. Read them again.", code="archived"
+            )
+        return page.entries
 
     async def history(
         self, user: str, *, before: str | None = None, limit: int = 100

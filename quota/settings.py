@@ -1,4 +1,4 @@
-"""Where the tiers are, and how long a repeated request is one, from ``REELSERVE_QUOTA_…``."""
+"""Where tiers and packs are, and how long a repeated request is one, from ``REELSERVE_QUOTA_…``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class QuotaSettings(BaseSettings):
     )
 
     tiers_file: Path | None = Field(None, description="instead of the one that comes with the code")
+    packs_file: Path | None = Field(None, description="instead of the one that comes with the code")
     retry_window_s: float = Field(
         30, ge=0, le=3600, description="an identical POST, repeated by its client, is the same job"
     )
@@ -28,6 +29,13 @@ class QuotaSettings(BaseSettings):
     @property
     def tiers_path(self) -> Path:
         """The file that is in force."""
-        if self.tiers_file is not None:
-            return self.tiers_file.expanduser()
-        return Path(str(files("quota") / "tiers.yaml"))
+        return _file(self.tiers_file, "tiers.yaml")
+
+    @property
+    def packs_path(self) -> Path:
+        """The file that is in force."""
+        return _file(self.packs_file, "packs.yaml")
+
+
+def _file(given: Path | None, shipped: str) -> Path:
+    return Path(str(files("quota") / shipped)) if given is None else given.expanduser()

@@ -75,7 +75,7 @@ class SqliteLedger:
         self._db.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                *(entry, what, user, self._now_ms()),
+                *(entry, what, user, fields.get("at_ms", self._now_ms())),
                 *(fields.get(name) for name in names),
                 fields.get("reason", ""),
                 entry,
@@ -268,7 +268,8 @@ class SqliteLedger:
             check_amount(amount)
         check_reason(reason)
         with self._writing():
-            if was := self._again(ref, of=of):
+            same: dict[str, object] = {"of": of} if amount is None else {"of": of, "amount": amount}
+            if was := self._again(ref, **same):
                 return was
             match self._find("ref", of, EntryType.GRANT, EntryType.REVERSAL):
                 case Entry(type=EntryType.GRANT) as granted:
@@ -302,7 +303,12 @@ class SqliteLedger:
         if amount not in (None, most):
             raise refusal("much", most)
         user, grant_ref = reversal.user, reversal.of
-        postings = {"cell:issued": -most, **self._given(user, grant_ref, most)}
+        gone = -reversal.postings.get("cell:expired", 0)
+        postings = {
+            "cell:issued": -most,
+            "cell:expired": gone,
+            **self._given(user, grant_ref, most - gone),
+        }
         entry = self.post(
             EntryType.RESTORATION, user, postings, ref=ref, of=reversal.ref, reason=reason
         )
@@ -326,8 +332,11 @@ class SqliteLedger:
     def _expired(self, ref: str) -> int:
         (amount,) = self._db.execute(
             """SELECT coalesce(sum(amount), 0) FROM entries JOIN postings ON entry = entries.id
-            WHERE of = ? AND type IN ('expiry', 'reversal') AND account = 'cell:expired'""",
-            (ref,),
+            WHERE account = 'cell:expired' AND (
+                (of = :ref AND type IN ('expiry', 'reversal'))
+                OR (type = 'restoration' AND of IN (
+                    SELECT ref FROM entries WHERE type = 'reversal' AND of = :ref)))""",
+            {"ref": ref},
         ).fetchone()
         return int(amount)
 

@@ -6,45 +6,26 @@ comes with the code. Here they are plain values; counting what a user did is the
 
 from __future__ import annotations
 
-import json
-import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
+from quota.config_file import ConfigFile, Strict, Whole, load
 from quota.days import midnights_ms, require_zone
-from quota.located import Document, Loc, NotReadable, read_document
 from serving.plan.catalog import parse_size
 from serving.plan.classes import CLASSES, ServiceClass
-from serving.plan.errors import ConfigError, NotPermitted
-
-log = logging.getLogger(__name__)
+from serving.plan.errors import NotPermitted
 
 COUNT_MAX = 10**9
 """Of any limit: far above what anybody needs, and in milliseconds still exact in a script."""
-
-FILE_BYTES_MAX = 1 << 20
-MISTAKES_SHOWN_MAX = 5
-LOOK_EVERY_S = 1.0
-
-
-class _Strict(BaseModel):
-    # By name too, for Python code; a file is read by alias alone (see _validated).
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
 
 # Strict, because YAML's "yes" is a boolean and would be taken for 1.
 Allowance = Annotated[int, Field(strict=True, ge=0, le=COUNT_MAX)]
@@ -57,7 +38,7 @@ def _is_size(text: str) -> str:
     return text
 
 
-class Surge(_Strict):
+class Surge(Strict):
     """What holds instead while a model's backlog is longer than its objective allows."""
 
     generations_per_day: Allowance | None = Field(None, description="null: as without a surge")
@@ -72,7 +53,7 @@ class Surge(_Strict):
         return self
 
 
-class Tier(_Strict):
+class Tier(Strict):
     """What a user may do. None is no limit."""
 
     generations_per_day: Allowance | None = Field(
@@ -133,8 +114,11 @@ def _not_allowed(param: str, given: str, plural: str, allowed: Sequence[str]) ->
     )
 
 
-class Tiers(_Strict):
+class Tiers(Whole):
     """Every tier, by name, and what they share."""
+
+    what = "tiers"
+    parts = {3: Tier, 4: Surge}  # noqa: RUF012
 
     # First, because the default tier must be one of them.
     tiers: dict[TierName, Tier] = Field(min_length=1)
@@ -166,120 +150,12 @@ class Tiers(_Strict):
         return midnights_ms(self.time_zone, now_ms)
 
 
+class TierFile(ConfigFile[Tiers]):
+    """The tiers that are in force."""
+
+    whole = Tiers
+
+
 def load_tiers(file: Path) -> Tiers:
     """The tiers in ``file``. :class:`ConfigError` names the file, the line and the field."""
-    try:
-        with file.open("rb") as opened:
-            raw = opened.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read the tiers in {file}: {error.strerror}") from error
-    if len(raw) > FILE_BYTES_MAX:
-        raise ConfigError(f"{file}: longer than {FILE_BYTES_MAX} bytes")
-    try:
-        document = read_document(raw)
-    except NotReadable as error:
-        told = _told(error.line, error.loc, str(error))
-        raise ConfigError(f"{file} {told}") from None
-    try:
-        return Tiers.model_validate(document.data, by_alias=True, by_name=False)
-    except ValidationError as error:
-        raise ConfigError(f"{file} {_all_told(error, document)}") from None
-
-
-def _all_told(error: ValidationError, document: Document) -> str:
-    """Every mistake, from the top of the file down."""
-    mistakes = sorted(
-        (document.line(each["loc"]), each["loc"], _reason(each)) for each in error.errors()
-    )
-    told = [_told(*mistake) for mistake in mistakes[:MISTAKES_SHOWN_MAX]]
-    more = len(mistakes) - len(told)
-    return "; ".join(told) + (f"; and {more} more" if more else "")
-
-
-def _told(line: int, loc: Loc, reason: str) -> str:
-    where = ".".join(str(part) for part in loc if part != "[key]")
-    return f"line {line}, {where}: {reason}" if where else f"line {line}: {reason}"
-
-
-FIELDS_OF: dict[int, type[_Strict]] = {1: Tiers, 3: Tier, 4: Surge}
-"""Whose fields stand at which depth."""
-
-
-def _reason(mistake: ErrorDetails) -> str:
-    """What pydantic says, in the words of a file."""
-    match mistake["type"]:
-        case "extra_forbidden":
-            fields = FIELDS_OF[len(mistake["loc"])].model_fields.items()
-            return f"no such field; there are {', '.join(f.alias or n for n, f in fields)}"
-        case "missing":
-            return "is missing"
-        case "model_type" | "dict_type":
-            return "must be fields, each with a name and a value"
-        case "value_error":
-            return str(mistake["ctx"]["error"])
-    given = mistake["input"]
-    shown = "" if isinstance(given, dict | list) else f", not {json.dumps(given)[:64]}"
-    return f"{mistake['msg'].replace('Input s', 's')}{shown}"
-
-
-class TierFile:
-    """The tiers in a file, as they are now: an edit counts within a second, without a restart.
-
-    A file that is wrong, or gone, changes nothing: the last good one stays in force, and
-    :attr:`error` says why. Raises :class:`ConfigError` when there is none to begin with.
-    ``clock`` is in seconds since the epoch.
-    """
-
-    def __init__(self, file: Path, clock: Callable[[], float] = time.time) -> None:
-        self.file = file
-        self.error: str | None = None
-        """Why the file as it is now is not in force; None when it is."""
-        self.changed_at = clock()
-        """Since when the tiers in force are, by ``clock``."""
-        self._clock = clock
-        self._looked_s = self.changed_at
-        self._seen = _identity(file)
-        self._tiers = load_tiers(file)
-
-    @property
-    def current(self) -> Tiers:
-        """The tiers in force: the same object for as long as they are the same.
-
-        Looks at the file at most once a second, so that it may be asked for each request.
-        """
-        now_s = self._clock()
-        # A clock that was put back must not stop it from looking.
-        if not 0 <= now_s - self._looked_s < LOOK_EVERY_S:
-            self._looked_s = now_s
-            self._look()
-        return self._tiers
-
-    def _look(self) -> None:
-        # Before it is read: what is written in between shows at the next look.
-        seen = _identity(self.file)
-        if seen is not None and seen == self._seen:
-            return
-        self._seen = seen
-        try:
-            tiers = load_tiers(self.file)
-        except ConfigError as error:
-            if isinstance(error.__cause__, OSError):
-                self._seen = None  # readable or not has nothing to do with an edit: try again
-            if error.message != self.error:
-                log.error("The tiers stay as they were: %s", error.message)
-            self.error = error.message
-            return
-        self.error = None
-        if tiers != self._tiers:
-            self._tiers, self.changed_at = tiers, self._looked_s
-            log.info("New tiers from %s", self.file)
-
-
-def _identity(file: Path) -> tuple[int, ...] | None:
-    """Changes with an edit, and when the path leads to another file: a Kubernetes ConfigMap is
-    updated by swapping a symbolic link on the way. None when there is no file."""
-    try:
-        state = file.stat()
-    except OSError:
-        return None
-    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    return load(file, Tiers)

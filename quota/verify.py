@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from quota.archive import digest
+from quota.archiver import ATTEMPTS, read_books
 from quota.books import Books
 from quota.ledger import NEVER_MS, Entry, HoldState
+from quota.pages import PAGE, Archived, order
 from quota.redis_ledger import Runner
+from serving.plan.errors import LedgerRefused
 
-PAGE = 1000
 USERS_AT_ONCE = 20
 
 
 @dataclass(frozen=True)
 class Verification:
-    """``entries`` read; ``differences``: nothing is wrong if there are none."""
+    """``differences`` are what is wrong in so many ``entries``; those that are ``archived`` count,
+    and are taken to be what the books say that were kept of them, whose digest is ``books``."""
 
     entries: int
     differences: Sequence[str]
+    archived: Archived | None = None
+    books: str | None = None
 
 
 async def verify(cell: Runner) -> Verification:
-    """Make all balances, grants and holds again from the stream alone, and compare.
+    """Make all balances, grants and holds again from the stream, on top of the books that were
+    archived, if any, and compare.
 
     Whatever is compared is read in one transaction together with the stream's end, and compared
     with the books as of then: so work that goes on meanwhile is no difference.
     """
-    return await _Verifier(cell).run()
+    for _ in range(ATTEMPTS):
+        with suppress(_Trimmed):
+            return await _Verifier(cell).run()
+    raise LedgerRefused("Archives are being made too fast. Try again.", code="archived")
+
+
+class _Trimmed(Exception):
+    """Entries were archived before they were read."""
 
 
 class _Verifier:
@@ -38,23 +54,27 @@ class _Verifier:
         self.differences: list[str] = []
 
     async def run(self) -> Verification:
+        self.books, archived = await read_books(self.cell)
+        kept = await asyncio.to_thread(lambda: digest(self.books.close())) if archived else None
         async with self.cell.answers():
-            await self._catch_up(await self._end())
+            await self._read()
             known = list(self.books.users)
             for first in range(0, len(known), USERS_AT_ONCE):
                 await self._users(known[first : first + USERS_AT_ONCE])
             await self._cell()
             await self._strays()
-        return Verification(self.books.count, [*self.books.mistakes, *self.differences])
-
-    async def _end(self) -> str:
-        return _last(await self.cell.redis.xrevrange(self.cell.key("ledger"), "+", "-", 1))
+        differences = [*self.books.mistakes, *self.differences]
+        return Verification(self.books.count, differences, archived, kept)
 
     async def _catch_up(self, end: str) -> None:
         """Apply the entries up to this one."""
         while end and self.books.last != end:
             start = "-" if self.books.last is None else f"({self.books.last}"
-            rows = await self.cell.redis.xrange(self.cell.key("ledger"), start, end, PAGE)
+            async with self.cell.redis.pipeline(transaction=True) as pipe:
+                pipe.hget(self.cell.key("ledger", "archived"), "last")
+                pipe.xrange(self.cell.key("ledger"), start, end, PAGE)
+                archived, rows = await pipe.execute()
+            self._check_trimmed(archived)
             for entry_id, raw in rows:
                 try:
                     entry = Entry.from_fields(entry_id, raw)
@@ -69,12 +89,18 @@ class _Verifier:
     async def _read(self, *reads: tuple[str, str]) -> list[Any]:
         """What these keys hold, and the books as of the same moment."""
         async with self.cell.redis.pipeline(transaction=True) as pipe:
+            pipe.hget(self.cell.key("ledger", "archived"), "last")
             pipe.xrevrange(self.cell.key("ledger"), "+", "-", 1)
             for kind, name in reads:
                 pipe.hgetall(name) if kind == "hash" else pipe.zrange(name, 0, -1)
-            end, *found = list(await pipe.execute())
+            archived, end, *found = list(await pipe.execute())
+        self._check_trimmed(archived)
         await self._catch_up(_last(end))
         return found
+
+    def _check_trimmed(self, archived: str | None) -> None:
+        if archived and (self.books.last is None or order(archived) > order(self.books.last)):
+            raise _Trimmed
 
     async def _users(self, users: Sequence[str]) -> None:
         books, key = self.books, self.cell.key
@@ -148,7 +174,7 @@ class _Verifier:
         """Balances, grants and holds that no entry speaks of."""
         kinds = ("credits", "credit", "hold", "grants")
         seen = {kind: await self._names(kind) for kind in kinds}
-        await self._catch_up(await self._end())
+        await self._read()
         books = self.books
         known = {
             "credits": books.users,

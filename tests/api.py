@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -17,6 +18,9 @@ from redis.asyncio import Redis
 
 from deployments.connections import open_services
 from deployments.settings import StackSettings
+from quota.packs import PackFile
+from quota.payments.payments import Payments
+from quota.payments.provider import Provider
 from quota.redis_ledger import RedisLedger
 from quota.settings import QuotaSettings
 from quota.tiers import TierFile
@@ -35,10 +39,12 @@ def services_over(
     model: Model,
     *,
     tiers_file: Path | None = None,
+    packs_file: Path | None = None,
+    provider: Provider | None = None,
     jobs: JobSettings | None = None,
 ) -> Services:
-    """Those of one ingress; by the tiers that come with the code, if no file is given."""
-    quota = QuotaSettings(tiers_file=tiers_file)
+    """Those of one ingress; by the tiers and packs that come with the code, if no file is given."""
+    quota = QuotaSettings(tiers_file=tiers_file, packs_file=packs_file)
     tiers = TierFile(quota.tiers_path)
     return Services(
         queue=JobQueue(Cell(redis), jobs or JobSettings(queue_max=5)),
@@ -48,6 +54,9 @@ def services_over(
         users=Users(redis, CELL, lambda: tiers.current.tiers),
         signer=UrlSigner(redis, CELL, 60),
         tiers=tiers,
+        packs=PackFile(quota.packs_path),
+        payments=Payments(Cell(redis)),
+        provider=provider,
         quota=quota,
         catalog=Catalog([model]),
         settings=ApiSettings(body_bytes_max=100_000, cors_origins=["https://front.example"]),
@@ -102,16 +111,18 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
 @contextmanager
 def running_ingress(settings: StackSettings) -> Iterator[str]:
     """The URL of an ingress as production opens it, on a socket, without Ray around it."""
-    app = create_app(lambda api: open_services(settings, api), ApiSettings())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = Thread(target=server.run, name="ingress")
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive(), "the ingress did not start"
-            time.sleep(0.01)
-        _, port = server.servers[0].sockets[0].getsockname()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        ours = settings.model_copy(update={"port": listening.getsockname()[1]})
+        app = create_app(lambda api: open_services(ours, api), ApiSettings())
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = Thread(target=server.run, args=[[listening]], name="ingress")
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive(), "the ingress did not start"
+                time.sleep(0.01)
+            yield ours.url
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from deployments.redis_server import RedisServer
 from deployments.settings import StackSettings
@@ -16,6 +18,9 @@ from serving.jobs import Cell, JobQueue, JobSettings, Leases, Upkeep
 from serving.plan.catalog import Model
 from tests import tools
 from tests.clock import Clock
+
+# So that what fails there says what it found, as in a test.
+pytest.register_assert_rewrite("tests.machine", "tests.queue_state")
 
 REDIS_VERSIONS = ("6.2", "7")
 
@@ -25,6 +30,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("REELSERVE_FORBID_SKIPS") and reporter and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Whole stacks one after another, in one process: two would fight for the same cores. Any other
+    test wherever there is room."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/e2e" if nodeid.startswith("tests/e2e/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", params=REDIS_VERSIONS)

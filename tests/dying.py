@@ -1,8 +1,10 @@
-"""Clients of Redis that die, or lose their connection, at any point of what they do."""
+"""Clients of Redis that die, lose their connection or kill it, at any point of what they do."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -24,11 +26,17 @@ class Dying:
 
 @asynccontextmanager
 async def dying_after(
-    server: RedisServer, commands: int, *, heard: bool = False, recovers: bool = False
+    server: RedisServer,
+    commands: int,
+    *,
+    heard: bool = False,
+    recovers: bool = False,
+    kills: bool = False,
 ) -> AsyncIterator[Dying]:
     """A client that is gone once Redis has carried out so many of its commands: it sends no more
     of them, and does not hear of the last one unless ``heard``. One that ``recovers`` only loses
-    its connections there, and may connect again."""
+    its connections there, and may connect again. If it ``kills``, Redis goes there too: at once
+    when it was sent the last one, or when that was heard."""
     target = Redis.from_url(server.url).connection_pool.connection_kwargs
     left = commands
 
@@ -44,13 +52,20 @@ async def dying_after(
                 if not dying.died:
                     if not left:
                         dying.died = True
+                        if kills:
+                            os.kill(server.pid, signal.SIGKILL)
                         break
                     left -= 1
                     if not left and not heard:
                         dying.died = True
                         answering.cancel()
+                        await asyncio.gather(answering, return_exceptions=True)
                         redis.write(command)
-                        await answers.read(1)
+                        if kills:
+                            await redis.drain()
+                            os.kill(server.pid, signal.SIGKILL)
+                        else:
+                            await answers.read(1)
                         break
                 redis.write(command)
         redis.close()

@@ -1,8 +1,8 @@
 """What the queue must do, in plain Python: no Redis, no keys, no scripts, and no care for speed.
 
-Who waits, what everybody was leased and what is left of their allowances. Which class, which tenant
-and which job go first is :mod:`serving.plan.fair` and :mod:`serving.plan.rank`, over all that
-wait instead of the heads of lines.
+Who waits, what everybody was leased, what is left of their allowances and what their credits pay.
+Which class, which tenant and which job go first is :mod:`serving.plan.fair` and
+:mod:`serving.plan.rank`, over all that wait instead of the heads of lines.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from serving.plan.fair import (
     woken,
 )
 from serving.plan.rank import Contender, rank
+from tests.ledger_model import LedgerModel
 
 MINUTE_MS = 60_000
 GONE_MS = 3_600_000
@@ -50,6 +51,8 @@ class ModelJob:
     left_ms: int
     day_ms: int | None
     created_ms: int
+    credits: int = 0
+    """Held for it; once it has ended, what it cost."""
     state: State = State.QUEUED
     started: bool = False
     seat: int = 0
@@ -137,6 +140,17 @@ class Submission:
     body: str
     key: str | None
     retried: bool
+    price: int = 0
+    max_credits: int | None = None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """In which class a job is made, and who pays."""
+
+    service_class: ServiceClass
+    paid_from: str
+    credits: int = 0
 
 
 @dataclass
@@ -150,6 +164,7 @@ class QueueModel:
     behind_ms: float = 0.0
     seq: int = 0
     fence: int = 0
+    ledger: LedgerModel = field(default_factory=LedgerModel)
     jobs: dict[str, ModelJob] = field(default_factory=dict)
     gone: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Whose a forgotten job was, and until when that is known, by the clock of Redis."""
@@ -239,18 +254,23 @@ class QueueModel:
         reason = self._no_room(new)
         if reason:
             return reason, None
-        service_class, paid_from = self._waterfall(new)
-        if service_class is None:
-            return paid_from, None
-        if len(self.waiting()) >= self.bounds.queue_max * QUEUE_SHARES[service_class]:
+        terms = self._waterfall(new)
+        if isinstance(terms, str):
+            return terms, None
+        if len(self.waiting()) >= self.bounds.queue_max * QUEUE_SHARES[terms.service_class]:
             return "pool", None
+        if terms.credits:
+            if new.job_id in self.ledger.holds:
+                return "replayed", None  # its job was deleted
+            self.ledger.hold(new.user, new.job_id, terms.credits, self.now_ms)
         self.seq += 1
-        limited = self._daily(new.user) and paid_from == "allowance"
+        limited = self._daily(new.user) and terms.paid_from == "allowance"
         job = ModelJob(
             id=new.job_id,
             user=new.user,
-            service_class=service_class,
-            paid_from=paid_from,
+            service_class=terms.service_class,
+            paid_from=terms.paid_from,
+            credits=terms.credits,
             seq=self.seq,
             est_ms=new.est_ms,
             left_ms=new.est_ms,
@@ -307,38 +327,75 @@ class QueueModel:
             return "own"
         return None
 
-    def _waterfall(self, new: Submission) -> tuple[ServiceClass | None, str]:
-        """The class and who pays, or None and what is short."""
+    def _waterfall(self, new: Submission) -> Terms | str:
+        """Inside the allowance, then from credits, then when there is room; or what is short."""
         tier = self.tier(new.user)
+        short = self._short(new)
+        terms = None if short else self._inside(new)
+        if terms:
+            return terms
+        if new.service_tier is ServiceTier.FLEX:
+            relaxed = Terms(ServiceClass.RELAXED, "relaxed")
+            return relaxed if tier.beyond == "relaxed" else short
+        # What the tier does not give, credits would have to.
+        short = "priority" if new.service_tier is ServiceTier.PRIORITY and not short else short
+        if self._may_pay(new):
+            short = self._unpaid(new)
+            if not short:
+                return Terms(ServiceClass.BURST, "credits", new.price)
+        if new.service_tier is ServiceTier.AUTO and tier.beyond == "relaxed":
+            return Terms(ServiceClass.RELAXED, "relaxed")
+        return short
+
+    def _class_now(self, user: str) -> tuple[ServiceClass, int | None]:
+        """Inside the allowance, and how many generations that is."""
+        tier = self.tier(user)
         inside, most = tier.service_class, tier.generations_per_day
         if tier.surge and self.surges():
             inside = tier.surge.service_class or inside
             if tier.surge.generations_per_day is not None:
                 most = tier.surge.generations_per_day
+        return inside, most
+
+    def _short(self, new: Submission) -> str:
+        """What of the allowance does not suffice, if anything."""
+        _, most = self._class_now(new.user)
         generations, gpu_ms = self.used_now(new.user)
-        gpu_s = tier.gpu_seconds_per_day
-        short = ""
+        gpu_s = self.tier(new.user).gpu_seconds_per_day
         if most is not None and generations >= most:
-            short = "generations"
-        elif gpu_s is not None and gpu_ms + new.est_ms > 1000 * gpu_s:
-            short = "gpu"
-        relaxed = (ServiceClass.RELAXED, "relaxed")
+            return "generations"
+        if gpu_s is not None and gpu_ms + new.est_ms > 1000 * gpu_s:
+            return "gpu"
+        return ""
+
+    def _inside(self, new: Submission) -> Terms | None:
+        """Of an allowance that suffices; nothing where the tier's class is too low."""
+        inside, _ = self._class_now(new.user)
         match new.service_tier:
-            case ServiceTier.FLEX if tier.beyond == "relaxed":
-                return relaxed
+            case ServiceTier.FLEX if self.tier(new.user).beyond == "relaxed":
+                return None
             case ServiceTier.FLEX:
-                return (None, short) if short else (ServiceClass.RELAXED, "allowance")
-            case ServiceTier.PRIORITY:
-                if short or inside is not ServiceClass.BURST:
-                    return None, short or "priority"
-                return inside, "allowance"
-            case ServiceTier.DEFAULT if not short:
-                return max(inside, ServiceClass.STANDARD, key=SEATS.__getitem__), "allowance"
-            case ServiceTier.AUTO if not short:
-                return inside, "allowance"
-            case ServiceTier.AUTO if tier.beyond == "relaxed":
-                return relaxed
-        return None, short
+                inside = ServiceClass.RELAXED
+            case ServiceTier.PRIORITY if inside is not ServiceClass.BURST:
+                return None
+            case ServiceTier.DEFAULT:
+                inside = max(inside, ServiceClass.STANDARD, key=SEATS.__getitem__)
+        return Terms(inside, "allowance")
+
+    def _may_pay(self, new: Submission) -> bool:
+        """Whether the caller or the tier said so."""
+        said = new.service_tier is ServiceTier.PRIORITY or new.max_credits is not None
+        return said or self.tier(new.user).beyond == "credits"
+
+    def _unpaid(self, new: Submission) -> str:
+        """Why credits do not pay, if they do not."""
+        if new.max_credits is not None and new.price > new.max_credits:
+            return "max_credits"
+        if new.price and self.ledger.debt(new.user):
+            return "debt"
+        if new.price > self.ledger.spendable(new.user, self.now_ms):
+            return "credits"
+        return ""
 
     # Waiting and being leased.
 
@@ -503,6 +560,9 @@ class QueueModel:
             generations -= 0 if counts else 1
             gpu_ms -= job.est_ms - (job.spent_ms if counts else 0)
             self.used[job.user] = (job.day_ms, max(0, generations), max(0, gpu_ms))
+        if job.credits:
+            job.credits = job.credits if state is State.COMPLETED else 0
+            self.ledger.settle(job.id, job.credits, self.now_ms)
 
     # What owners and time do.
 
@@ -535,7 +595,7 @@ class QueueModel:
 
     def tidy(self) -> None:
         self.reap()
-        for job in self.waiting():
+        for job in sorted(self.waiting(), key=lambda job: job.seq):
             if self.now_ms - job.created_ms >= self.bounds.queue_ttl_ms and not job.started:
                 self._end(job, State.EXPIRED)
         for each, group in self.classes.items():
@@ -547,6 +607,7 @@ class QueueModel:
                     group.floors.pop(user, None)
         for user in list(self.parked):
             self._park_or_wake(user)
+        self.ledger.expire(self.now_ms)
         for job in list(self.jobs.values()):
             if job.terminal and job.expires_ms <= self.now_ms:
                 self._forget(job)

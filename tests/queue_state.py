@@ -3,6 +3,7 @@ happened before."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,20 +16,27 @@ from serving.jobs import TERMINAL, State
 from serving.jobs.cell import CELL
 from serving.plan.classes import CLASSES
 from serving.plan.rank import ORDERS
+from tests.ledger_state import ledger_problems
 
 READ = """
 local READ = {string = {'GET'}, hash = {'HGETALL'}, set = {'SMEMBERS'},
-  zset = {'ZRANGE', 0, -1, 'WITHSCORES'}}
+  zset = {'ZRANGE', 0, -1, 'WITHSCORES'}, list = {'LLEN'}, stream = {'XLEN'}}
 local found = {redis.call('TIME')}
 for _, name in ipairs(redis.call('KEYS', '*')) do
   local kind = redis.call('TYPE', name).ok
-  local command, first, last, how = unpack(READ[kind])
-  local value = how and redis.call(command, name, first, last, how) or redis.call(command, name)
-  found[#found + 1] = {name, kind, value}
+  if READ[kind] then  -- the ledger's stream and its lists are for quota.verify
+    local command, first, last, how = unpack(READ[kind])
+    local value = how and redis.call(command, name, first, last, how) or redis.call(command, name)
+    found[#found + 1] = {name, kind, value}
+  end
 end
-return found"""
+return cjson.encode(found)"""
+"""As JSON, which the client is given in one piece: it reads Redis's own protocol much slower."""
 
-LASTING = {"schema", "seq", "fence", "seen", "ahead", "tiers", "pools", "parked"}
+LASTING = {
+    *("schema", "seq", "fence", "seen", "ahead", "tiers", "pools", "parked"),
+    *("ledger", "ledger:accounts", "grants_expiring"),
+}
 """Keys that stay when every job is gone, and beside them those that begin so:"""
 LASTING_OF = (
     "counters:",
@@ -40,9 +48,11 @@ LASTING_OF = (
     "emptying:",
     "user:",
     "replica",
+    *("credits:", "credit:", "grants:", "entries:"),
 )
-"""What tenants were leased, sums by pool, what is set for users, and replicas that live."""
-PASSING_OF = ("used:", "rate:", "same:", "idempotent:", "answer:", "gone:", "last_lease:")
+"""What tenants were leased, sums by pool, what is set for users, replicas that live, and what users
+were given and paid."""
+PASSING_OF = ("used:", "rate:", "same:", "idempotent:", "answer:", "gone:", "last_lease:", "hold:")
 """They go by themselves: each has a time to live."""
 
 
@@ -55,18 +65,25 @@ class QueueState:
     hashes: dict[str, dict[str, str]] = field(default_factory=dict)
     sets: dict[str, set[str]] = field(default_factory=dict)
     zsets: dict[str, dict[str, float]] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Of lists and streams."""
 
     @property
     def names(self) -> set[str]:
-        return {*self.strings, *self.hashes, *self.sets, *self.zsets}
+        return {*self.strings, *self.hashes, *self.sets, *self.zsets, *self.lengths}
+
+    def of(self, kind: str) -> dict[str, dict[str, str]]:
+        """The hashes of this kind, by the rest of their names."""
+        start = f"{kind}:"
+        return {
+            name.removeprefix(start): value
+            for name, value in self.hashes.items()
+            if name.startswith(start)
+        }
 
     @property
     def jobs(self) -> dict[str, dict[str, str]]:
-        return {
-            name.removeprefix("job:"): job
-            for name, job in self.hashes.items()
-            if name.startswith("job:")
-        }
+        return self.of("job")
 
     def tier(self, user: str) -> tuple[float, int | None]:
         """The weight of a user's tier, and how many jobs it may run at once."""
@@ -81,7 +98,7 @@ class QueueState:
 
 async def read_state(redis: Redis) -> QueueState:
     """All of it, in one script: nothing happens in between."""
-    (seconds, micros), *found = await redis.eval(READ, 0)
+    (seconds, micros), *found = json.loads(await redis.eval(READ, 0))
     state = QueueState()
     for name, kind, value in found:
         assert name.startswith(f"{CELL}:"), f"{name} is of no cell"
@@ -96,6 +113,8 @@ async def read_state(redis: Redis) -> QueueState:
                 state.sets[name] = set(value)
             case "zset":
                 state.zsets[name] = {member: float(score) for member, score in pairs.items()}
+            case "list" | "stream":
+                state.lengths[name] = value
     ahead_ms = float(state.strings.get("ahead", 0))
     by_redis_ms = int(seconds) * 1000 + int(micros) // 1000
     state.now_ms = max(int(by_redis_ms + ahead_ms), int(state.strings.get("seen", 0)))
@@ -103,7 +122,8 @@ async def read_state(redis: Redis) -> QueueState:
 
 
 def check(state: QueueState, *, retiered: Collection[str] = ()) -> None:
-    """Whatever happened: each job is in one place, sums are sums, and who may run may be leased.
+    """Whatever happened: each job is in one place, sums are sums, who may run may be leased, and
+    credits are where they should be.
 
     ``retiered``: users whose tier changed while they waited; what they may is looked at again when
     one of their jobs is leased or ends, or by the next tidying up.
@@ -115,7 +135,7 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
     places: dict[str, set[str]] = {}
     lines: dict[str, set[str]] = {}
     running: dict[str, set[str]] = {}
-    waits: dict[str, set[str]] = {}
+    waits: dict[str, Counter[str]] = {}
     backlog: Counter[tuple[str, str]] = Counter()
     owned: dict[str, set[str]] = {}
     for job_id, job in state.jobs.items():
@@ -125,7 +145,7 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
             yield f"{job_id} is {job['state']} and charged {job.get('charged_ms')}"
         if job["state"] == State.QUEUED:
             place = f"queued:{pool}"
-            waits.setdefault(user, set()).add(f"{pool} {service_class}")
+            waits.setdefault(user, Counter())[f"{pool} {service_class}"] += 1
             backlog[f"backlog:{pool}", f"{service_class}:jobs"] += 1
             backlog[f"backlog:{pool}", f"{service_class}:ms"] += _left_ms(job)
             for order in ORDERS:
@@ -146,8 +166,12 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
     yield from _differences("jobs of users", owned, _sets(state, "user:", ":jobs"))
     yield from _differences(
         "lines of users",
-        {f"user:{user}:lines": where for user, where in waits.items()},
-        _keys(state, "user:", ":lines"),
+        {f"user:{user}:lines": dict(where) for user, where in waits.items()},
+        {
+            name: {where: int(jobs) for where, jobs in values.items()}
+            for name, values in state.hashes.items()
+            if name.startswith("user:") and name.endswith(":lines")
+        },
     )
     sums = {
         (name, field): int(value)
@@ -157,6 +181,7 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
         if int(value)
     }
     yield from _differences("backlog", dict(backlog), sums)
+    yield from ledger_problems(state)
     yield from _who_may_be_leased(state, waits, running, retiered)
 
 
@@ -172,7 +197,7 @@ def _place(job_id: str, job: Mapping[str, str]) -> str:
 
 def _who_may_be_leased(
     state: QueueState,
-    waits: dict[str, set[str]],
+    waits: Mapping[str, Collection[str]],
     running: dict[str, set[str]],
     retiered: Collection[str],
 ) -> Iterator[str]:

@@ -144,7 +144,8 @@ class Client:
         except httpx.RequestError as error:
             raise self._failure(error) from error
         body = _json_object(response)
-        if not response.is_success or body is None:
+        # What took long and failed in the end is an error's body behind a status of 200.
+        if not response.is_success or body is None or body.keys() == {"error"}:
             raise _api_error(response)
         poll_after_ms = _number(response.headers.get("openai-poll-after-ms"))
         return Reply(body, None if poll_after_ms is None else poll_after_ms / 1000)

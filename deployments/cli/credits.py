@@ -1,4 +1,4 @@
-"""`reelserve credits`: what users have to spend. For the operator."""
+"""`reelserve credits`: buying them; and for the operator, what users have to spend."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from deployments.cli.buy import balance_of, buy, number, packs
 from deployments.cli.client import Client
 from deployments.cli.output import (
     ADMIN_ENVIRONMENT,
+    USER_ENVIRONMENT,
     JsonOption,
     facts,
     plain,
@@ -21,7 +23,11 @@ from deployments.cli.output import (
 )
 from deployments.cli.users import UserArgument, parts_of
 
-app = typer.Typer(help="Show, give and adjust users' credits (operator).", no_args_is_help=True)
+app = typer.Typer(
+    help="Buy credits; show, give and adjust users' credits (operator).", no_args_is_help=True
+)
+app.command("packs", epilog=USER_ENVIRONMENT)(packs)
+app.command("buy", epilog=USER_ENVIRONMENT)(buy)
 
 DAY_S = 24 * 3600
 ReasonOption = Annotated[str, typer.Option(help="Why; it stays in the ledger.", show_default=False)]
@@ -36,21 +42,29 @@ class GrantKind(StrEnum):
     ADJUSTMENT = "adjustment"
 
 
-@app.command("show", epilog=ADMIN_ENVIRONMENT)
-def show(user: UserArgument, as_json: JsonOption = False) -> None:
-    """Show what a user may spend, and the credits it is made of in the order of their use.
+@app.command("show", epilog=f"{ADMIN_ENVIRONMENT}\n\nFor your own: REELSERVE_API_KEY.")
+def show(
+    user: Annotated[
+        str | None,
+        typer.Argument(help="For the operator: SERVICE/NAME is an end user. Left out: yourself."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what you, or a user, may spend, and the credits it is made of in the order of their use.
 
-    Example: reelserve credits show shop/ann
+    Examples:
+      reelserve credits show
+      reelserve credits show shop/ann
     """
-    path = ("v1", "admin", "credits", *parts_of(user))
-    with reporting(as_json) as out, Client.as_admin() as api:
+    path = ("v1", "credits") if user is None else ("v1", "admin", "credits", *parts_of(user))
+    with reporting(as_json) as out, Client.as_user() if user is None else Client.as_admin() as api:
         credits = api.get(*path).body
         rows = [
             (
                 grant["ref"],
                 grant["kind"],
-                _number(grant["left"]),
-                _number(grant["amount"]),
+                number(grant["left"]),
+                number(grant["amount"]),
                 when(grant["created_at"]),
                 when(grant["expires_at"]) or "never",
             )
@@ -113,13 +127,4 @@ def _change(user: str, fields: dict[str, Any], ref: str | None, as_json: bool) -
 
 
 def _facts(credits: dict[str, Any]) -> list[tuple[str, object]]:
-    return [
-        ("user", credits["user"]),
-        ("balance", _number(credits["balance"])),
-        ("held", _number(credits["held"])),
-        ("debt", _number(credits["debt"])),
-    ]
-
-
-def _number(credits: float) -> str:
-    return f"{credits:.15g}"
+    return [("user", credits["user"]), *balance_of(credits)]

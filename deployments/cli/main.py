@@ -20,6 +20,7 @@ from deployments.cli import (
     users,
 )
 from deployments.cli.output import USER_ENVIRONMENT
+from deployments.cli.repair import repair
 from deployments.cli.status import status
 from deployments.cli.submit import submit
 from deployments.cli.up import up
@@ -37,6 +38,7 @@ app = typer.Typer(
     ),
 )
 app.command()(up)
+app.command()(repair)
 app.command(epilog=USER_ENVIRONMENT)(status)
 app.command(epilog=USER_ENVIRONMENT)(submit)
 app.command(epilog=USER_ENVIRONMENT)(usage)

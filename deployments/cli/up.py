@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,18 @@ import typer
 from deployments.cli.errors import CliError
 from deployments.cli.output import reporting
 from serving.plan.errors import ReelserveError
+
+
+class Payments(StrEnum):
+    NONE = "none"
+    STRIPE = "stripe"
+    SANDBOX = "sandbox"
+
+
+SANDBOX_IS_ON = """\
+The payment sandbox is on: credits are bought for play money. To try the shop:
+  reelserve credits packs
+"""
 
 
 def up(
@@ -27,6 +40,10 @@ def up(
     config: Annotated[
         Path | None, typer.Option(help="YAML file with settings.", exists=True, dir_okay=False)
     ] = None,
+    payments: Annotated[
+        Payments | None,
+        typer.Option(help="Who takes the money for credits; the sandbox takes none."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object once ready.")
     ] = False,
@@ -36,11 +53,13 @@ def up(
     Without options it listens on http://127.0.0.1:8000, serves the demo model and keeps
     everything in ~/.local/share/reelserve, where the next start finds it again. Every setting
     can also be given as REELSERVE_… or in the YAML file: host, port, data_dir, redis_url,
-    artifacts_url, models_dir, catalog_dirs, models, ingress_replicas, admin_key; the two secrets,
-    redis_url and admin_key, only as variables. With an s3:// artifacts_url the usual AWS_…
-    variables apply.
+    artifacts_url, models_dir, catalog_dirs, models, ingress_replicas, payments_provider, admin_key;
+    the two secrets, redis_url and admin_key, only as variables. With an s3:// artifacts_url the
+    usual AWS_… variables apply, and with --payments stripe REELSERVE_PAYMENTS_STRIPE_….
 
-    Example: reelserve up --port 9000 --data-dir ./data
+    Examples:
+      reelserve up --port 9000 --data-dir ./data
+      reelserve up --payments sandbox      (credits for play money, to try a shop)
     """
     from deployments.settings import StackSettings
     from deployments.stack import LocalStack
@@ -51,7 +70,9 @@ def up(
     # A stop that is asked for while we start must undo what was started, like an error.
     signal.signal(signal.SIGTERM, lambda *_: _interrupt())
     with reporting(as_json), _our_errors():
-        settings = StackSettings.load(config, host=host, port=port, data_dir=data_dir)
+        settings = StackSettings.load(
+            config, host=host, port=port, data_dir=data_dir, payments_provider=payments
+        )
         with LocalStack(settings, progress) as stack:
             stopped = threading.Event()
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -62,12 +83,14 @@ def up(
                     "api_key": stack.api_key,
                     "admin_key": stack.new_admin_key,
                     "data_dir": str(stack.settings.data_dir),
+                    "payments": stack.settings.payments_provider,
                     "log_dir": str(stack.log_dir),
                     "ray_address": stack.ray_address,
                 }
                 print(json.dumps(ready), flush=True)
             else:
-                print(_welcome(stack.url, stack.api_key, stack.new_admin_key), flush=True)
+                sandbox = stack.settings.payments_provider == "sandbox"
+                print(_welcome(stack.url, stack.api_key, stack.new_admin_key, sandbox), flush=True)
                 print(f"Logs: {stack.log_dir}", flush=True)
             while not stopped.wait(1.0):
                 stack.watch()
@@ -89,7 +112,7 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def _welcome(url: str, api_key: str, admin_key: str | None) -> str:
+def _welcome(url: str, api_key: str, admin_key: str | None, sandbox: bool) -> str:
     admin = (
         f"Admin key (shown only now): {admin_key}\n  export REELSERVE_ADMIN_KEY={admin_key}\n"
         if admin_key
@@ -98,7 +121,7 @@ def _welcome(url: str, api_key: str, admin_key: str | None) -> str:
     return f"""\
 reelserve ready at {url}
 API key: {api_key}
-{admin}
+{admin}{SANDBOX_IS_ON if sandbox else ""}
 Try it:
   curl {url}/v1/videos -H 'Authorization: Bearer {api_key}' \\
     -H 'Content-Type: application/json' -d '{{"prompt": "a red ball moving right"}}'

@@ -2,7 +2,7 @@
 --
 -- Amounts are integers, in milli-credits. Each entry moves some from accounts to others and adds up to
 -- zero. The stream is the truth; everything else here can be made again from it (reelserve ledger
--- verify), and only post changes it.
+-- verify), and from the archives, and only post changes it.
 --
 -- <cell>:ledger               stream  the entries. Fields without a colon say what it is: type, user,
 --                                     at_ms, ref (its own, unique), of (what it is about: a ref or a
@@ -15,6 +15,10 @@
 --                                       cell:earned  what was made for it
 --                                       cell:expired what nobody used in time
 -- <cell>:ledger:accounts      hash    issued, earned, expired
+-- <cell>:ledger:archived      hash    the newest archive: number, last (the id of the last entry that is in the
+--                                     archives and no longer in the stream), sha256, entries (in all of them)
+-- <cell>:ledger:books:<sha256> hash   the books as of then: quota/books.py has the records
+-- <cell>:ledger:staged:<token> hash   the same of an archive to come, while they are written; goes by itself
 -- <cell>:entries:<user>       list    ids of the user's latest entries, the newest first
 -- <cell>:credits:<user>       hash    available (expired grants that are not yet booked included),
 --                                     held, debt (0 or more)
@@ -23,7 +27,8 @@
 -- <cell>:grants_expiring      zset    refs of grants that have something left, by when that expires (ms)
 -- <cell>:credit:<ref>         hash    whatever has a ref of its own. type, user, entry, amount; of a
 --                                     grant also kind, left, expired, reversed, expires_ms, place (as
---                                     above); of a reversal of (the grant), restored (1: undone)
+--                                     above); of a reversal of (the grant), expired (of that,
+--                                     before it was reversed), restored (1: undone)
 -- <cell>:hold:<job>           hash    user, amount, parts ("<ref> <amount> …"), entry, state (held,
 --                                     captured, released), captured; goes a while after it was settled
 local AMOUNT_MAX = 9007199254740991

@@ -42,7 +42,8 @@ local function keep_used(user, limits, dry)
   end
   local used, fields = key('used', user), {}
   if limits.day then
-    fields = {'day', limits.day, 'generations', limits.generations, 'gpu_ms', limits.gpu_ms}
+    fields = {'day', string.format('%d', limits.day), 'generations',
+      string.format('%d', limits.generations), 'gpu_ms', string.format('%d', limits.gpu_ms)}
   end
   if limits.rate then
     fields[#fields + 1], fields[#fields + 2] = 'paid', string.format('%.3f', limits.rate.paid)

@@ -119,24 +119,25 @@ local function reverse_grant(grant_ref, ref, amount, reason)
   redis.call('HINCRBY', key('credit', grant_ref), 'reversed', whole(amount))
   redis.call('HINCRBY', key('credit', grant_ref), 'expired', whole(-from_expired))
   redis.call('HSET', key('credit', ref), 'type', 'reversal', 'user', user, 'of', grant_ref,
-    'amount', whole(amount), 'restored', 0, 'entry', entry)
+    'amount', whole(amount), 'expired', whole(from_expired), 'restored', 0, 'entry', entry)
   return 'done', entry
 end
 
--- Undoes a reversal, the whole of it. Returns as reverse does.
+-- Undoes a reversal, the whole of it; what had expired before has expired again. Returns as reverse does.
 local function restore(reversal_ref, ref, amount, reason)
-  local user, grant_ref, reversed, restored =
-    unpack(redis.call('HMGET', key('credit', reversal_ref), 'user', 'of', 'amount', 'restored'))
-  local most = tonumber(reversed)
+  local user, grant_ref, reversed, expired, restored = unpack(redis.call('HMGET',
+    key('credit', reversal_ref), 'user', 'of', 'amount', 'expired', 'restored'))
+  local most, gone = tonumber(reversed), tonumber(expired)
   if restored == '1' then
     return 'reversed'
   elseif amount and amount ~= most then
     return 'much', reversed
   end
-  local postings = {'cell:issued', -most}
-  give(postings, debt_of(user), user, grant_ref, most)
+  local postings = {'cell:issued', -most, 'cell:expired', gone}
+  give(postings, debt_of(user), user, grant_ref, most - gone)
   local entry = post('restoration', user, {'ref', ref, 'of', reversal_ref, 'reason', reason}, postings)
   redis.call('HINCRBY', key('credit', grant_ref), 'reversed', whole(-most))
+  redis.call('HINCRBY', key('credit', grant_ref), 'expired', whole(gone))
   redis.call('HSET', key('credit', reversal_ref), 'restored', 1)
   redis.call('HSET', key('credit', ref), 'type', 'restoration', 'user', user, 'of', reversal_ref,
     'amount', reversed, 'entry', entry)
@@ -148,9 +149,10 @@ end
 -- amount of nil is all of it. Returns 'done' and the entry; or why not: 'reused', 'unknown' (there is no
 -- such grant or reversal), 'reversed' (all of it, already), 'much' with the most it can be.
 local function reverse(of, ref, amount, reason)
-  local was = redis.call('HMGET', key('credit', ref), 'type', 'of', 'entry')
+  local was = redis.call('HMGET', key('credit', ref), 'type', 'of', 'amount', 'entry')
   if was[1] then
-    return was[2] == of and 'done' or 'reused', was[3]
+    local same = was[2] == of and (not amount or was[3] == whole(amount))
+    return same and 'done' or 'reused', was[4]
   end
   local kind = redis.call('HGET', key('credit', of), 'type')
   if kind == 'grant' then

@@ -86,5 +86,6 @@ async def admit(
             dry=dry,
         )
     except Refused as error:
-        asked = Asked(grant, limits, model, est_device_ms, wish.service_tier)
+        shop = services.provider is not None
+        asked = Asked(grant, limits, model, est_device_ms, wish.service_tier, shop)
         raise explained(error, asked, now_ms) from None

@@ -17,7 +17,10 @@ from serving.api import (
     estimates,
     health,
     models,
+    pages,
     queue,
+    sandbox,
+    shop,
     tiers,
     usage,
     videos,
@@ -54,9 +57,13 @@ def create_app(
         middleware=middleware,
     )
     errors.install(app)
-    for room in (videos, content, models, estimates, usage, credits, admin, queue, tiers, health):
+    rooms = (videos, content, models, estimates, usage, credits, shop, admin, queue, tiers, health)
+    for room in rooms:
         app.include_router(room.router)
     app.include_router(credits.operation)
+    app.include_router(shop.webhooks)
+    app.include_router(pages.router)
+    app.include_router(sandbox.router)
     return app
 
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from quota.archiver import KEEP_DAYS_MIN, Archiver
 from quota.export import export_csv, export_json
 from quota.ledger import Entry, Kind
+from quota.pages import PAGE, read_page
 from quota.verify import verify
 from serving.api.auth import require_admin
 from serving.api.body import body_docs, read_fields, validate
+from serving.api.patience import patiently
 from serving.api.schemas import Integer, Number, Text, milli
 from serving.api.services import Services, ServicesDep
 from serving.api.usage import MemberDep
@@ -31,6 +35,8 @@ operation = APIRouter(prefix="/v1/admin", tags=["operation"], dependencies=[Depe
 
 CREDITS_MAX = 10**9
 """In one change by hand."""
+ENTRY_ID = r"^\d{1,18}-\d{1,18}$"
+DaysQuery = Annotated[int, Query(ge=KEEP_DAYS_MIN, le=10_000)]
 LimitQuery = Annotated[int, Query(ge=1)]
 
 
@@ -158,14 +164,71 @@ async def change(user: str, request: Request, services: ServicesDep) -> dict[str
 
 
 @operation.post("/ledger/verify")
-async def verify_ledger(services: ServicesDep) -> dict[str, Any]:
+async def verify_ledger(services: ServicesDep) -> Response:
     """Make every balance again from the ledger's entries, and name each that differs."""
+    return await patiently(_verification(services))
+
+
+async def _verification(services: Services) -> dict[str, Any]:
     found = await verify(services.ledger.cell)
     return {
         "object": "verification",
         "entries": found.entries,
         "differences": list(found.differences),
+        "archived": None if found.archived is None else asdict(found.archived),
+        "books_sha256": found.books,
     }
+
+
+class ArchiveKept(BaseModel):
+    """``POST /v1/admin/ledger/archives``: what is in the file that was kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    number: Integer = Field(ge=1)
+    last: Text = Field(pattern=ENTRY_ID)
+    sha256: Text = Field(pattern="^[0-9a-f]{64}$")
+
+
+@operation.get("/ledger/archives/next")
+async def next_archive(services: ServicesDep, keep_days: DaysQuery = 90) -> StreamingResponse:
+    """The next archive's file, of the oldest entries that are older than so many days; empty if
+    there are none. Nothing is trimmed."""
+    made = await Archiver(services.ledger.cell).next(keep_days)
+    lines = made.lines if made else ()
+
+    async def text() -> AsyncIterator[str]:
+        for first in range(0, len(lines), PAGE):
+            yield "".join(lines[first : first + PAGE])
+
+    return StreamingResponse(text(), media_type="application/x-ndjson; charset=utf-8")
+
+
+@operation.post("/ledger/archives", openapi_extra=body_docs(ArchiveKept))
+async def archive(request: Request, services: ServicesDep) -> Response:
+    """Trim the entries that are in this archive, which is kept from now on. May be repeated."""
+    kept = validate(ArchiveKept, await read_fields(request))
+    return await patiently(_trimmed(services, kept))
+
+
+async def _trimmed(services: Services, kept: ArchiveKept) -> dict[str, Any]:
+    archived = await Archiver(services.ledger.cell).trim(kept.number, kept.last, kept.sha256)
+    return {"object": "archive", **asdict(archived)}
+
+
+@operation.get("/ledger/entries")
+async def entries(
+    services: ServicesDep,
+    after: Annotated[str | None, Query(pattern=ENTRY_ID)] = None,
+    limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE,
+) -> dict[str, Any]:
+    """The entries behind one, the oldest first and in milli-credits, for whoever keeps a copy.
+
+    ``at`` is the entry ``after`` as it is now, null if it is not there; ``archived`` is the newest
+    archive, which has all entries up to its ``last``.
+    """
+    page = await read_page(services.ledger.cell, after, limit)
+    return {"object": "list", **page.as_object()}
 
 
 @operation.get("/ledger/export")

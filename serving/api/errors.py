@@ -19,6 +19,7 @@ from serving.media import ArtifactMissing, StoreError
 from serving.plan.errors import (
     InvalidRequest,
     NotFound,
+    NotOffered,
     ReelserveError,
     Refused,
     ServiceUnavailable,
@@ -40,6 +41,8 @@ def answer(error: ReelserveError) -> JSONResponse:
         headers |= _come_back(error)
     elif error.retryable:
         headers["retry-after"] = str(UNAVAILABLE_S)
+    elif isinstance(error, NotOffered):
+        headers["x-should-retry"] = "false"  # clients repeat what is a 5xx
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(

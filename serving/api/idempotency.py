@@ -38,7 +38,7 @@ def wish_of(
 ) -> Wish:
     """What the headers and the parsed body say of a submission. :class:`InvalidRequest` for a key
     that is none."""
-    key = _key(request)
+    key = key_of(request)
     return Wish(
         service_tier=service_tier,
         max_credits=max_credits,
@@ -51,7 +51,8 @@ def wish_of(
     )
 
 
-def _key(request: Request) -> str | None:
+def key_of(request: Request) -> str | None:
+    """The key it came under; :class:`InvalidRequest` for one that is none."""
     given = request.headers.getlist(KEY_HEADER)
     if not given:
         return None

@@ -27,13 +27,15 @@ ROOM_S = 30
 
 @dataclass(frozen=True)
 class Asked:
-    """A submission: whose, of which model, how much work it would have been, and how soon."""
+    """A submission: whose, of which model, how much work it would have been, and how soon; and
+    whether credits can be bought."""
 
     grant: Grant
     limits: Limits
     model: Model
     est_device_ms: int
     service_tier: ServiceTier
+    shop: bool
 
 
 def explained(error: Refused, asked: Asked, now_ms: int) -> Refused:
@@ -109,7 +111,7 @@ def _ways(
     if error.reason == "max_credits":
         yield "give a larger max_credits"
     elif isinstance(error, InsufficientCredits):
-        yield "ask the operator for credits"
+        yield "buy credits" if asked.shop else "ask the operator for credits"
     if asked.service_tier is ServiceTier.PRIORITY and isinstance(error, InsufficientQuota):
         yield "submit with service_tier 'auto'"
     elif isinstance(error, InsufficientQuota) and asked.limits.beyond == "relaxed":

@@ -7,6 +7,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from quota.packs import PackFile
+from quota.payments.payments import Payments
+from quota.payments.provider import Provider
 from quota.redis_ledger import RedisLedger
 from quota.settings import QuotaSettings
 from quota.tiers import TierFile
@@ -21,7 +24,8 @@ from serving.plan.catalog import Catalog
 
 @dataclass(frozen=True)
 class Services:
-    """One ingress replica's connections. The first model of the catalog is the default one."""
+    """One ingress replica's connections. The first model of the catalog is the default one; without
+    a ``provider`` nothing is sold."""
 
     queue: JobQueue
     store: ArtifactStore
@@ -30,6 +34,9 @@ class Services:
     ledger: RedisLedger
     signer: UrlSigner
     tiers: TierFile
+    packs: PackFile
+    payments: Payments
+    provider: Provider | None
     quota: QuotaSettings
     catalog: Catalog
     settings: ApiSettings

@@ -7,6 +7,7 @@ Knows nothing of HTTP, Ray, torch or files: a result is a plain mapping somebody
 from serving.jobs.admission import Admission, Allowance, Limits, Usage, Wish
 from serving.jobs.cell import CELL, Cell
 from serving.jobs.costs import CostReader, CostStore
+from serving.jobs.holds import compare_holds
 from serving.jobs.job import ACTIVE, TERMINAL, Job, Phase, State, new_video_id
 from serving.jobs.leases import Drop, Lease, Leases, Signals, Wake
 from serving.jobs.queue import JobPage, JobQueue, Place, PoolState, ReplicaState
@@ -51,5 +52,6 @@ __all__ = [
     "Usage",
     "Wake",
     "Wish",
+    "compare_holds",
     "new_video_id",
 ]

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -51,10 +52,21 @@ QUEUE_SCRIPTS = (
     "tidy",
     "recover",
 )
-LEDGER_SCRIPTS = ("grant", "hold", "capture", "release", "reverse", "take", "expire", "balance")
+LEDGER_SCRIPTS = (
+    "grant",
+    "hold",
+    "capture",
+    "release",
+    "reverse",
+    "take",
+    "expire",
+    "balance",
+    "archive",
+)
+PAYMENT_SCRIPTS = ("note_checkout", "apply_event")
 SCRIPTS = {
     **dict.fromkeys(QUEUE_SCRIPTS, "serving.jobs"),
-    **dict.fromkeys(LEDGER_SCRIPTS, "quota"),
+    **dict.fromkeys(LEDGER_SCRIPTS + PAYMENT_SCRIPTS, "quota"),
 }
 """Each with the room it belongs to."""
 
@@ -66,6 +78,7 @@ FRAGMENTS = (
     ("quota", "_limits"),
     ("quota", "_ledger"),
     ("quota", "_settlement"),
+    ("quota", "_payments"),
     ("serving.jobs", "_lines"),
     ("serving.jobs", "_states"),
     ("serving.jobs", "_choice"),
@@ -81,6 +94,7 @@ LEAN = {"submit": {"_ledger"}}
 DEFINITION = re.compile(r"local (?:function )?(\w+(?:, \w+)*)")
 
 
+@cache
 def source(script: str) -> str:
     """A script's text, behind those definitions of the fragments that it uses.
 
@@ -91,12 +105,23 @@ def source(script: str) -> str:
     for room, part in reversed(FRAGMENTS):
         if part in LEAN.get(script, ()):
             continue
-        # Whatever is outermost begins a line, and says "local".
-        for piece in reversed(re.split("^(?=local )", _read(room, part), flags=re.MULTILINE)):
-            defines = DEFINITION.match(piece)
-            if defines and re.search(rf"\b({defines[1].replace(', ', '|')})\b", text):
+        for piece, named in reversed(_definitions(room, part)):
+            if named.search(text):
                 text = piece + text
     return text
+
+
+@cache
+def _definitions(room: str, part: str) -> list[tuple[str, re.Pattern[str]]]:
+    """Of a fragment, each with what finds its names; but not as a key's or a field's."""
+    # Whatever is outermost begins a line, and says "local".
+    pieces = re.split("^(?=local )", _read(room, part), flags=re.MULTILINE)
+    names = ((piece, DEFINITION.match(piece)) for piece in pieces)
+    return [
+        (piece, re.compile(rf"(?<!['.:])\b({match[1].replace(', ', '|')})\b"))
+        for piece, match in names
+        if match
+    ]
 
 
 def _read(room: str, name: str) -> str:

@@ -15,6 +15,7 @@
     │       ├── TooManyQueued         this user has as many jobs waiting as the tier allows
     │       └── InsufficientQuota     the allowance is used up; waiting a little does not help
     │           └── InsufficientCredits   credits were to pay for it, and cannot
+    ├── NotOffered                501  the operator has not set it up
     ├── ServiceUnavailable        503  a part we need is away; try again
     ├── GenerationError           ends a job as failed; never an HTTP error
     │   ├── ModelFailed           the model raised while it made this clip
@@ -189,6 +190,13 @@ class InsufficientCredits(InsufficientQuota):
         super().__init__(message, reason=reason, retry_after_s=retry_after_s, allowance=allowance)
         self.price = price
         self.balance = balance
+
+
+class NotOffered(ReelserveError):
+    """This cell does not do that: whoever runs it has not set it up. No retry helps."""
+
+    status = 501
+    code = "not_offered"
 
 
 class ServiceUnavailable(ReelserveError):

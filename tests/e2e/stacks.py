@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,12 +104,14 @@ def up(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     port: int = 0,
+    options: Sequence[str] = (),
 ) -> Iterator[Stack]:
     """``reelserve up``, on a free port unless one is given. Stopped at the end, if not before."""
+    arguments = ["--port", str(port), "--data-dir", str(data_dir), "--json", *options]
     log = data_dir.parent / f"{data_dir.name}.log"
     with log.open("a") as stderr:
         process = subprocess.Popen(
-            [str(executable), "up", "--port", str(port), "--data-dir", str(data_dir), "--json"],
+            [str(executable), "up", *arguments],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

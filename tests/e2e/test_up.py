@@ -152,6 +152,17 @@ def test_secrets_are_readable_by_the_owner_alone(stack: Stack) -> None:
         ({"REELSERVE_PORT": "many"}, "REELSERVE_PORT"),
         ({"REELSERVE_MODELS": '["wan2.1-t2v-1.3b"]'}, "need 1 GPU(s) and this machine has 0"),
         (
+            {"REELSERVE_PAYMENTS_PROVIDER": "sandbox", "REELSERVE_HOST": "::"},
+            "use --host 127.0.0.1",
+        ),
+        (
+            {
+                "REELSERVE_PAYMENTS_PROVIDER": "stripe",
+                "REELSERVE_PAYMENTS_STRIPE_WEBHOOK_SECRETS": "whsec_x",
+            },
+            "REELSERVE_PAYMENTS_STRIPE_SECRET_KEY must be set",
+        ),
+        (
             {"REELSERVE_MODELS": '["unbuilt"]', "REELSERVE_CATALOG_DIRS": '["{tmp}/catalog"]'},
             "there is no checkpoint in",
         ),

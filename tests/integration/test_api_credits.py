@@ -187,7 +187,7 @@ async def test_the_ledger_is_verified_and_exported(
     await services.ledger.grant("shop/eve", ref="pay_1", amount=5000, kind=Kind.PURCHASE)
     await give(ann, 2, "shop/eve")
     found = (await ann.post("/v1/admin/ledger/verify", headers=AS_ADMIN)).json()
-    assert found == {"object": "verification", "entries": 2, "differences": []}
+    assert (found["entries"], found["differences"], found["archived"]) == (2, [], None)
     await cell.redis.hincrby(cell.key("credits", "shop/eve"), "available", 1)
     found = (await ann.post("/v1/admin/ledger/verify", headers=AS_ADMIN)).json()
     assert "shop/eve: available is 7001" in found["differences"][0]

@@ -4,9 +4,7 @@ nothing is half done, and whoever does it again gets what it was to be."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,44 +12,18 @@ from redis.asyncio import Redis
 
 from deployments.redis_server import RedisServer
 from quota.tiers import Tier, Tiers
-from serving.jobs import Cell, JobQueue, JobSettings, Leases, Limits, Phase, State, Upkeep, Wish
-from serving.plan.errors import NotFound, ServiceUnavailable, StaleLease
-from tests.dying import dying_after
+from serving.jobs import Limits, Phase, State, Wish
+from serving.plan.errors import NotFound
+from tests.crash_points import POOL, Actor, Case
 from tests.jobs import LEASE_MS, spec, submit
-from tests.queue_state import QueueState, check, check_nothing_left, read_state
+from tests.queue_state import QueueState, check, check_nothing_left
 
 pytestmark = pytest.mark.asyncio
 
-POOL = "demo-wan"
-BOUNDS = JobSettings(garbage_s=0)
 LIMITS = Limits(generations=9, gpu_ms=100_000, requests_per_minute=60, days_ms=[0, 10**14])
 OLD = Tiers(default_tier="old", tiers={"old": Tier(running_jobs=1, weight=2)})
 NEW = Tiers(default_tier="new", tiers={"new": Tier(weight=3), "newer": Tier(running_jobs=4)})
 ids = (f"video_{n}" for n in itertools.count())
-
-
-@dataclass
-class Actor:
-    """A process, over a client of its own. One that is ``patient`` does again what got no
-    answer."""
-
-    redis: Redis
-    patient: bool
-
-    def __post_init__(self) -> None:
-        cell = Cell(self.redis)
-        self.cell, self.queue = cell, JobQueue(cell, BOUNDS)
-        self.leases = Leases(cell, POOL, "r1", BOUNDS)
-        self.upkeep = Upkeep(cell, BOUNDS)
-
-    async def ask(self, call: Callable[..., Awaitable[Any]], *args: Any, **named: Any) -> Any:
-        if not self.patient:
-            return await call(*args, **named)
-        with suppress(ServiceUnavailable):
-            return await call(*args, **named)
-        # Whoever hears that a lease is over by now has nothing more to do for it.
-        with suppress(StaleLease):
-            return await call(*args, **named)
 
 
 async def nothing(actor: Actor) -> None:
@@ -192,45 +164,25 @@ def used(state: QueueState) -> tuple[int, int]:
     return int(found["generations"]), int(found["gpu_ms"])
 
 
-Deed = Callable[[Actor], Awaitable[None]]
-PATHS: dict[Deed, tuple[Deed, Callable[[Actor, QueueState], Awaitable[None]]]] = {
-    submits: (nothing, one_job_and_its_answer),
-    works: (two_wait, both_are_done),
-    changes_tiers: (one_runs, the_new_tiers_hold),
-    deletes: (one_runs, nothing_is_left),
-    looks: (one_runs, all_is_as_it_was),
-    tidies: (one_runs, all_is_as_it_was),
-}
+def sound_in_old_tiers_or_new(state: QueueState) -> None:
+    check(state, retiered=["ann"])
+    assert state.hashes["tiers"]["default"] in ("old", "new")
+
+
+CASES = (
+    Case(submits, nothing, one_job_and_its_answer),
+    Case(works, two_wait, both_are_done, recovers=True),
+    Case(changes_tiers, one_runs, the_new_tiers_hold, sound_in_old_tiers_or_new),
+    Case(deletes, one_runs, nothing_is_left),
+    Case(looks, one_runs, all_is_as_it_was),
+    Case(tidies, one_runs, all_is_as_it_was),
+)
 
 
 @pytest.mark.parametrize("heard", [False, True], ids=["unheard", "heard"])
-@pytest.mark.parametrize("recovers", [False, True], ids=["dies", "is cut off"])
-@pytest.mark.parametrize("deed", PATHS, ids=lambda deed: deed.__name__)
+@pytest.mark.parametrize("how", ["dies", "is cut off"])
+@pytest.mark.parametrize("case", CASES, ids=str)
 async def test_after_any_command_nothing_is_half_done_and_doing_it_again_does_it(
-    redis: Redis, redis_server: RedisServer, deed: Deed, recovers: bool, heard: bool
+    redis: Redis, redis_server: RedisServer, case: Case, how: str, heard: bool
 ) -> None:
-    before, holds = PATHS[deed]
-    healthy = Actor(redis, patient=False)
-    for commands in itertools.count(1):
-        await redis.flushall()
-        await healthy.cell.check_schema()
-        await before(healthy)
-        await redis.script_flush()
-        done = False
-        async with dying_after(redis_server, commands, heard=heard, recovers=recovers) as dying:
-            with suppress(ServiceUnavailable):
-                await deed(Actor(dying.redis, patient=recovers))
-                done = True
-        state = await read_state(redis)
-        check(state, retiered=["ann"] if deed is changes_tiers else ())
-        assert state.hashes["tiers"]["default"] in ("old", "new")
-        assert done or not recovers, "once there is a connection again, it is done"
-        if not done:
-            if deed is works:
-                await healthy.upkeep.recover()
-            await deed(healthy)
-            state = await read_state(redis)
-        await holds(healthy, state)
-        if not dying.died:
-            break
-    assert commands > 5
+    await case.cut_short(redis, redis_server, how, heard=heard)

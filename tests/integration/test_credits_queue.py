@@ -187,6 +187,22 @@ async def test_the_same_submission_again_holds_nothing_more(
     assert await figures(ledger) == (1000 - PRICE, PRICE)
 
 
+@pytest.mark.parametrize("made", [False, True])
+async def test_a_submission_whose_job_was_deleted_is_told_so_and_holds_nothing(
+    queue: JobQueue, ledger: RedisLedger, leases: Leases, made: bool
+) -> None:
+    """A late repetition of a call whose answer was lost."""
+    await ask(queue)
+    if made:
+        await leases.complete(await leased(leases), {"artifacts": {}})
+    await queue.delete("video_1", user="ann")
+    before = await figures(ledger)
+    again = await ask(queue)
+    assert (again.replayed, again.job) == (True, None)
+    assert await figures(ledger) == before == ((600, 0) if made else (1000, 0))
+    assert await queue.find("video_1") is None
+
+
 async def test_what_would_become_of_it_is_said_without_a_hold(
     queue: JobQueue, ledger: RedisLedger
 ) -> None:

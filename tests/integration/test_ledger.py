@@ -154,12 +154,57 @@ async def test_a_dispute_that_is_won_restores(ledger: Ledger) -> None:
     assert await figures(ledger) == (0, 0, 60)
 
 
+async def test_what_had_expired_pays_no_debt_when_its_dispute_is_won(ledger: Ledger) -> None:
+    await bought(ledger)
+    await ledger.hold("ann", "video_1", 100)
+    await ledger.capture("video_1", 100)
+    await ledger.grant("ann", ref="p", amount=40, kind=Kind.PURCHASE, expires_ms=now_ms() + 300)
+    await ledger.reverse("pay_1", ref="refund_1", amount=100)
+    while not await ledger.expire():
+        await asyncio.sleep(0.05)
+    await ledger.reverse("p", ref="dispute_1")
+    assert await figures(ledger) == (0, 0, 100)
+    await ledger.reverse("dispute_1", ref="won_1")
+    assert await figures(ledger) == (0, 0, 100)
+    # Nor does it come back otherwise, and it may be taken back once more.
+    await ledger.reverse("p", ref="dispute_2")
+    assert await figures(ledger) == (0, 0, 100)
+
+
 async def test_a_part_may_be_refunded(ledger: Ledger) -> None:
     await bought(ledger)
     await ledger.reverse("pay_1", ref="refund_1", amount=30)
     await refused(ledger.reverse("pay_1", ref="refund_2", amount=71), "amount_too_large")
     assert await figures(ledger) == (70, 0, 0)
     await ledger.reverse("pay_1", ref="refund_2", amount=70)
+    assert await figures(ledger) == (0, 0, 0)
+
+
+async def test_a_refund_under_a_ref_that_stands_for_another_amount_is_refused(
+    ledger: Ledger,
+) -> None:
+    await bought(ledger)
+    entry = await ledger.reverse("pay_1", ref="refund_1", amount=30)
+    assert await ledger.reverse("pay_1", ref="refund_1", amount=30) == entry
+    assert await ledger.reverse("pay_1", ref="refund_1") == entry
+    with pytest.raises(LedgerRefused) as refused:
+        await ledger.reverse("pay_1", ref="refund_1", amount=40)
+    assert refused.value.code == "ref_reused"
+    assert await figures(ledger) == (70, 0, 0)
+
+
+async def test_a_price_may_be_paid_from_as_many_grants_as_a_user_may_have(ledger: Ledger) -> None:
+    for n in range(1000):
+        await ledger.grant("ann", ref=f"{n:0200}", amount=2, kind=Kind.PROMOTION)
+    with pytest.raises(LedgerRefused) as refused:
+        await ledger.grant("ann", ref="one_more", amount=2, kind=Kind.PROMOTION)
+    assert refused.value.code == "too_many_grants"
+    await ledger.hold("ann", "video_1", 1999)
+    assert await figures(ledger) == (1, 1999, 0)
+    assert await ledger.capture("video_1", 999) == Settlement(HoldState.CAPTURED, 999)
+    await ledger.hold("ann", "video_2", 1001)
+    await ledger.release("video_2")
+    await ledger.take("ann", ref="oops", amount=1001, reason="x")
     assert await figures(ledger) == (0, 0, 0)
 
 

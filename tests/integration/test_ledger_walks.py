@@ -1,5 +1,5 @@
 """Any sequence of what a ledger can be asked, of Redis and of SQLite: the same answers, the same
-entries, and after every step books that hold.
+entries, and after every step books that hold, in Redis and in a copy that follows it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from hypothesis.stateful import (
 from redis.asyncio import Redis
 
 from deployments.redis_server import RedisServer
-from quota.ledger import Entry, Kind, Ledger
+from quota.follower import AuditCopy
+from quota.ledger import Balance, Entry, Kind, Ledger
+from quota.pages import read_page
 from quota.redis_ledger import RedisLedger
 from quota.sqlite_ledger import SqliteLedger
 from quota.verify import verify
@@ -79,6 +81,7 @@ class Walk(RuleBasedStateMachine):
         self.real = RedisLedger(self.cell)
         self.now_ms = 0
         self.oracle = SqliteLedger(Path(self.folder.name) / "ledger.db", lambda: self.now_ms)
+        self.copy = AuditCopy(Path(self.folder.name) / "copy.db")
         self.clock.set(0)
         self.hours = 0
         self.numbers = itertools.count()
@@ -86,6 +89,7 @@ class Walk(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.oracle.close()
+        self.copy.close()
         self.run(self.redis.aclose())
         self.loop.close()
         self.folder.cleanup()
@@ -196,6 +200,12 @@ class Walk(RuleBasedStateMachine):
     def expire(self, most: int) -> None:
         self.both(lambda ledger: ledger.expire(most))
 
+    @rule(limit=st.sampled_from([1, 3, 100]))
+    def the_copy_follows(self, limit: int) -> None:
+        last = self.copy.last
+        page = self.run(read_page(self.cell, last.id if last else None, limit))
+        self.copy.append(last, page)
+
     @rule(hours=st.integers(1, 3))
     def time_passes(self, hours: int) -> None:
         self.hours += hours
@@ -214,6 +224,13 @@ class Walk(RuleBasedStateMachine):
                 self.now_ms = 1000 * seconds + micros // 1000
                 mirrored = self.run(self.oracle.balance(user))
                 assert _timeless(has) == _timeless(mirrored)
+                if self.copy.count() == self.seen:
+                    assert self.copied(user) == has
+
+    def copied(self, user: str) -> Balance:
+        """The copy's balance, at the cell's time of day."""
+        self.copy._now_ms = lambda: self.now_ms
+        return self.run(self.copy.balance(user))
 
 
 def _timeless(balance: Any) -> tuple[object, ...]:

@@ -6,16 +6,21 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from redis.asyncio import Redis
 
 from deployments.redis_server import RedisServer
-from serving.jobs import Cell, JobQueue, Limits
-from tests.jobs import submit
+from quota.ledger import Kind
+from quota.redis_ledger import RedisLedger
+from quota.verify import verify
+from serving.jobs import Cell, JobQueue, Leases, Limits
+from serving.plan.errors import StaleLease
+from tests.jobs import leased, submit
 from tests.queue_state import check, read_state
 from tests.tools import ROOT
 
@@ -31,10 +36,11 @@ class Racers:
     def __init__(self, url: str, processes: Sequence[subprocess.Popen[str]]) -> None:
         self.url, self.processes = url, processes
 
-    def race(self, submits: Sequence[list[dict[str, Any]]], **settings: int) -> list[list[str]]:
-        """What became of each submission: outcome and id. One list for each process."""
-        for racer, each in zip(self.processes, submits, strict=True):
-            _say(racer, json.dumps({"url": self.url, "settings": settings, "submits": each}))
+    def race(self, calls: Sequence[list[dict[str, Any]]], **settings: int) -> list[list[str]]:
+        """What became of each call, a submission unless it says otherwise: outcome and id. One
+        list for each process."""
+        for racer, each in zip(self.processes, calls, strict=True):
+            _say(racer, json.dumps({"url": self.url, "settings": settings, "calls": each}))
         for racer in self.processes:
             assert _hear(racer) == "ready"
         for racer in self.processes:
@@ -175,3 +181,99 @@ async def test_a_duplicate_call_for_one_id_is_one_job(racers: Racers, cell: Cell
     limits = {"generations": 1, "beyond": "refuse", "days_ms": TODAY}
     said = racers.race([[job(0, limits=limits)] for _ in range(PROCESSES)])
     assert said == [["standard", "video_0"]] * PROCESSES
+
+
+PRICE = 40
+PAID = {
+    "price": PRICE,
+    "limits": {"generations": 0, "beyond": "refuse", "days_ms": TODAY},
+    "wish": {"max_credits": PRICE},
+}
+
+
+@pytest_asyncio.fixture
+async def ledger(cell: Cell) -> AsyncIterator[RedisLedger]:
+    """With enough for one clip, and not for two. What was left behind is sound."""
+    ledger = RedisLedger(cell)
+    await ledger.grant("ann", ref="gift", amount=PRICE // 2, kind=Kind.PROMOTION)
+    await ledger.grant("ann", ref="pay", amount=PRICE, kind=Kind.PURCHASE)
+    yield ledger
+    check(await read_state(cell.redis))
+    assert (await verify(cell)).differences == []
+
+
+async def written(ledger: RedisLedger) -> Counter[str]:
+    return Counter(entry.type for entry in await ledger.entries())
+
+
+async def test_the_last_credit_is_spent_once(
+    racers: Racers, ledger: RedisLedger, redis: Redis
+) -> None:
+    """Each process asks for two clips."""
+    said = racers.race([[job(2 * n + i, **PAID) for i in range(2)] for n in range(PROCESSES)])
+    assert Counter(outcome for outcome, _ in said) == {
+        "burst": 1,
+        "insufficient_credits": 2 * PROCESSES - 1,
+    }
+    assert await written(ledger) == {"grant": 2, "hold": 1}
+    has = await ledger.balance("ann")
+    assert (has.spendable, has.held) == (PRICE // 2, PRICE)
+    (paid,) = (await read_state(redis)).jobs.values()
+    assert paid["credits"] == str(PRICE)
+
+
+@pytest.mark.parametrize("again", range(4))
+async def test_a_run_that_all_want_to_end_is_settled_once(
+    racers: Racers, ledger: RedisLedger, cell: Cell, redis: Redis, again: int
+) -> None:
+    """It is stored and it fails, its owner gives it up, and its lease has run out."""
+    racers.race([[job(0, **PAID)], *[[]] * (PROCESSES - 1)])
+    await leased(Leases(cell, "demo-wan", "r1"), lease_ms=1)
+    ends = ("completed", "cancelled", "tidied", "failed") * (PROCESSES // 4)
+    said = racers.race(
+        [[{"do": "end", "job_id": "video_0", "how": how}] for how in ends[again:] + ends[:again]]
+    )
+    state = (await read_state(redis)).jobs["video_0"]["state"]
+    kind, left = ("capture", PRICE // 2) if state == "completed" else ("release", 3 * PRICE // 2)
+    assert await written(ledger) == {"grant": 2, "hold": 1, kind: 1}
+    has = await ledger.balance("ann")
+    assert (has.spendable, has.held) == (left, 0)
+    # Whoever was told that it ended was told how; those who came too late, that they did.
+    told = {outcome for outcome, _ in said}
+    assert told <= {state, "tidied", StaleLease.code}
+
+
+@pytest.mark.parametrize("again", range(4))
+async def test_a_job_that_waits_and_all_want_to_end_is_given_back_once(
+    racers: Racers, ledger: RedisLedger, redis: Redis, again: int
+) -> None:
+    """It waited for too long, its owner cancels and deletes it, and it is submitted again."""
+    racers.race([[job(0, **PAID)], *[[]] * (PROCESSES - 1)])
+    ends = ("cancelled", "tidied", "submit", "deleted") * (PROCESSES // 4)
+    racers.race(
+        [
+            [job(0, **PAID) if how == "submit" else {"do": "end", "job_id": "video_0", "how": how}]
+            for how in ends[again:] + ends[:again]
+        ]
+    )
+    assert (await read_state(redis)).jobs == {}
+    assert await written(ledger) == {"grant": 2, "hold": 1, "release": 1}
+    has = await ledger.balance("ann")
+    assert (has.spendable, has.held) == (3 * PRICE // 2, 0)
+
+
+@pytest.mark.parametrize("amounts", [(100, 100), (100, 101)])
+async def test_a_payment_that_all_report_is_granted_once(
+    racers: Racers, ledger: RedisLedger, amounts: tuple[int, int]
+) -> None:
+    said = racers.race(
+        [
+            [{"do": "grant", "user": "bob", "ref": "stripe:1", "amount": amounts[n % 2]}]
+            for n in range(PROCESSES)
+        ]
+    )
+    (entry,) = [each for each in await ledger.entries() if each.user == "bob"]
+    told = Counter(outcome for outcome, _ in said)
+    alike = PROCESSES if amounts[0] == amounts[1] else PROCESSES // 2
+    assert told == Counter({entry.id: alike, "ref_reused": PROCESSES - alike})
+    assert (await ledger.balance("bob")).spendable in amounts

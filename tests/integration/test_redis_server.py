@@ -75,7 +75,7 @@ def test_a_torn_log_is_refused_and_the_reason_shown(tmp_path: Path) -> None:
     server.stop()
     log = tmp_path / "appendonly.aof"
     log.write_bytes(log.read_bytes()[:-3])
-    with pytest.raises(ConfigError, match="redis-check-aof"):
+    with pytest.raises(ConfigError, match="reelserve repair --data-dir"):
         server.start()
 
 

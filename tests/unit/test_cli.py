@@ -11,57 +11,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from deployments.cli import client
-from deployments.cli.main import app
 from deployments.cli.output import when
+from tests.scripted import KEY, Answer, Script, error, reelserve
 
 VIDEO_ID = "video_" + "0123456789abcdef" * 2
 CLIP = b"not really an MP4 " * 5000
-KEY = "rsk_0123456789ab_" + "c" * 40
 INTERRUPT_S = 20  # to start Python and reach the first poll, on a busy machine
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One scripted answer. ``cut`` closes the connection after that many bytes of it."""
-
-    body: Any = None
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    cut: int | None = None
-
-    def payload(self) -> bytes:
-        return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
-
-
-class Script:
-    """What the server says: per route, one answer after the other, the last one for ever."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, list[Answer]] = {}
-        self.requests: dict[str, list[Any]] = defaultdict(list)
-        self.idempotency_keys: list[str] = []
-        self.url = ""
-
-    def on(self, route: str, *answers: Answer) -> None:
-        self.answers[route] = list(answers)
-
-    def next(self, route: str) -> Answer:
-        known = self.answers.get(route)
-        if not known:
-            return error(404, "not_found", f"no answer is scripted for {route}")
-        return known.pop(0) if len(known) > 1 else known[0]
 
 
 def video(status: str = "queued", **fields: Any) -> dict[str, Any]:
@@ -138,53 +99,6 @@ def made_key(**fields: Any) -> dict[str, Any]:
     }
 
 
-def error(status: int, code: str, message: str, **headers: str) -> Answer:
-    body = {"error": {"message": message, "type": "x_error", "param": None, "code": code}}
-    return Answer(body, status, {"x-request-id": "req_1", **headers})
-
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Script]:
-    """A server with an empty script. The command line is pointed at it, in an empty folder."""
-    script = Script()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def answer(self) -> None:
-            route = f"{self.command} {self.path.partition('?')[0]}"
-            sent = self.rfile.read(int(self.headers.get("content-length", 0)))
-            script.requests[route].append(json.loads(sent) if sent else self.path)
-            if "idempotency-key" in self.headers:
-                script.idempotency_keys.append(self.headers["idempotency-key"])
-            answer = script.next(route)
-            payload = answer.payload()
-            if answer.cut is None or answer.cut > 0:
-                self.send_response(answer.status)
-                self.send_header("content-length", str(len(payload)))
-                for name, value in answer.headers.items():
-                    self.send_header(name.replace("_", "-"), value)
-                self.end_headers()
-                self.wfile.write(payload[: answer.cut])
-            if answer.cut is not None:
-                self.close_connection = True
-
-        do_GET = do_POST = do_PUT = do_DELETE = answer
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
-        script.url = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setenv("REELSERVE_URL", script.url)
-        monkeypatch.setenv("REELSERVE_API_KEY", KEY)
-        monkeypatch.setenv("REELSERVE_ADMIN_KEY", "rsk_admin_" + "d" * 40)
-        monkeypatch.chdir(tmp_path)
-        yield script
-        server.shutdown()
-
-
 @pytest.fixture
 def finished(api: Script) -> Script:
     """A job that waits, runs and completes, and its clip."""
@@ -193,10 +107,6 @@ def finished(api: Script) -> Script:
     api.on(f"GET {ask}", Answer(queued(1)), Answer(denoising(12)), Answer(completed()))
     api.on(f"GET {ask}/content", Answer(CLIP, headers={"content-type": "video/mp4"}))
     return api
-
-
-def reelserve(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments)
 
 
 def test_submit_waits_and_downloads(finished: Script, tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from deployments.cli.main import app as cli
+from quota.config_file import FILE_BYTES_MAX
 from quota.located import read_document
 from quota.settings import QuotaSettings
-from quota.tiers import COUNT_MAX, FILE_BYTES_MAX, Surge, Tier, TierFile, Tiers, load_tiers
+from quota.tiers import COUNT_MAX, Surge, Tier, TierFile, Tiers, load_tiers
 from serving.api import tiers
 from serving.api.auth import require_admin
 from serving.plan.classes import CLASSES, ServiceClass
@@ -453,7 +454,7 @@ def clock() -> Clock:
 def test_an_edit_counts_within_a_second(
     file: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "quota.tiers")
+    caplog.set_level(logging.INFO, "quota.config_file")
     tiers = TierFile(file, clock)
     before = tiers.current
 

@@ -3,9 +3,8 @@
 -- Jobs of this user that wait, wherever.
 local function queued_of(user)
   local n = 0
-  for _, where in ipairs(redis.call('HKEYS', key('user', user, 'lines'))) do
-    local pool, class = string.match(where, '^(%S+) (%S+)$')
-    n = n + redis.call('ZCARD', line(pool, class, user, ORDERS[1].name))
+  for _, jobs in ipairs(redis.call('HVALS', key('user', user, 'lines'))) do
+    n = n + jobs
   end
   return n
 end
@@ -14,8 +13,10 @@ end
 local function surges(pool, surge_ms)
   local burst, standard =
     unpack(redis.call('HMGET', key('backlog', pool), 'burst:ms', 'standard:ms'))
-  local replicas = math.max(1, redis.call('ZCARD', key('replicas', pool)))
-  return ((burst or 0) + (standard or 0)) / replicas > tonumber(surge_ms)
+  local backlog_ms = (burst or 0) + (standard or 0)
+  surge_ms = tonumber(surge_ms)
+  return backlog_ms > surge_ms
+    and backlog_ms / math.max(1, redis.call('ZCARD', key('replicas', pool))) > surge_ms
 end
 
 -- What there is to know of a user's limits: the day and what of it was used, where there are days; the

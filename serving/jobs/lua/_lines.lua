@@ -5,7 +5,8 @@
 -- of every ready set until one of them ends.
 
 -- All that the rank of a job that waits needs; none of it changes while it does. But for seq they are
--- texts: what is formatted once need not be again.
+-- texts: what is formatted once need not be again. So it is with every number here that is given to Redis: as a
+-- number it would be written with 17 digits, which takes three times as long.
 local function place_text(seq, created, total, left, id)
   return string.sub('00000000000', #seq) .. seq .. ' ' .. created .. ' ' .. total .. ' ' .. left .. ' ' .. id
 end
@@ -125,26 +126,26 @@ local function add_to_backlog(pool, class, jobs, ms)
 end
 
 -- Into the user's lines.
-local function enqueue_new(id, pool, seq, created, total, left, user, class)
+local function enqueue_new(id, pool, seq, created, total, left, user, class, now)
   redis.call('ZADD', key('queued', pool), seq, id)
   local place = place_text(seq, created, total, left, id)
   local scores = order_scores(tonumber(created), tonumber(total), tonumber(left))
   for i, order in ipairs(ORDERS) do
-    redis.call('ZADD', line(pool, class, user, order.name), scores[i], place)
+    redis.call('ZADD', line(pool, class, user, order.name), string.format('%d', scores[i]), place)
   end
-  add_to_backlog(pool, class, 1, left)
-  if redis.call('HSETNX', key('user', user, 'lines'), pool .. ' ' .. class, '') == 1 then
+  add_to_backlog(pool, class, '1', left)
+  if redis.call('HINCRBY', key('user', user, 'lines'), pool .. ' ' .. class, '1') == 1 then
     make_ready(pool, class, user)
   end
   redis.call('PUBLISH', key('wake', pool),
-    string.format('%d ', now_ms()) .. created .. ' ' .. total .. ' ' .. left .. ' ' .. SEATS[class])
+    now .. ' ' .. created .. ' ' .. total .. ' ' .. left .. ' ' .. SEATS[class])
 end
 
 -- Back into them.
 local function enqueue(id, pool)
   local seq, created, total, left, user, class = unpack(redis.call('HMGET', key('job', id), 'seq',
     'created_ms', 'est_device_ms', 'left_device_ms', 'user', 'class'))
-  enqueue_new(id, pool, seq, created, total, left or total, user, class)
+  enqueue_new(id, pool, seq, created, total, left or total, user, class, string.format('%d', now_ms()))
 end
 
 -- Out of them. Whoever found it there knows its place; for anyone else place_of does.
@@ -153,8 +154,8 @@ local function take_out(id, pool, place, left, user, class)
   for _, order in ipairs(ORDERS) do
     redis.call('ZREM', line(pool, class, user, order.name), place)
   end
-  add_to_backlog(pool, class, -1, 0 - left)
-  if redis.call('EXISTS', line(pool, class, user, ORDERS[1].name)) == 0 then
+  add_to_backlog(pool, class, '-1', '-' .. left)
+  if redis.call('HINCRBY', key('user', user, 'lines'), pool .. ' ' .. class, '-1') == 0 then
     redis.call('HDEL', key('user', user, 'lines'), pool .. ' ' .. class)
     redis.call('ZREM', key('ready', pool, class), user)
   end

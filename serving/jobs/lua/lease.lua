@@ -191,7 +191,7 @@ local function swap(runs)
   end
 end
 
-local function grant(job, victim, classes)
+local function hand_over(job, victim, classes)
   local id, class, credits, left = job.id, job.class, credits_of(pool), job.contender[3]
   take_out(id, pool, job.place, left, job.tenant.user, class)
   local weight = charge(id, pool, class, job.tenant, left, classes, credits, room.shares)
@@ -235,9 +235,9 @@ if not job then
 end
 local classes = waiting_classes(pool)
 if not victim then
-  return grant(job, '-', classes)
+  return hand_over(job, '-', classes)
 end
 redis.call('HINCRBY', key('job', victim.id), 'preempted', 1)
 redis.call('HSET', key('job', victim.id), 'leaving', victim.fence)
 count(pool, 'preempted')
-return grant(job, victim.id .. '/' .. victim.fence, classes)
+return hand_over(job, victim.id .. '/' .. victim.fence, classes)

@@ -31,7 +31,10 @@ end
 local remembered = idempotency_key ~= '' and key('idempotent', user, idempotency_key)
 if remembered then
   local before = redis.call('GET', remembered)
-  local of_body, job = string.match(before or '', '^(%S+) (%S+)$')
+  local of_body, job
+  if before then
+    of_body, job = string.match(before, '^(%S+) (%S+)$')
+  end
   if of_body and of_body ~= body then
     return {'mismatch'}
   elseif of_body then
@@ -117,8 +120,10 @@ end
 
 -- Yes.
 local now_text = string.format('%d', now)
-if credits > 0 then
-  assert(hold(user, id, credits))
+if credits > 0 and not hold(user, id, credits) then
+  -- There is enough of it, so this was held before: for the job that this very call made, whose answer was
+  -- lost, and which was deleted since.
+  return {'replayed', limits_told(limits), {}, ''}
 end
 seq = string.format('%d', redis.call('INCR', key('seq')))
 local more = {}
@@ -136,7 +141,7 @@ redis.call('ZADD', key('user', user, 'jobs'), seq, id)
 if queued == 0 then
   redis.call('SADD', key('pools'), pool)
 end
-enqueue_new(id, pool, seq, now_text, est, est, user, class)
+enqueue_new(id, pool, seq, now_text, est, est, user, class, now_text)
 if remembered then
   redis.call('SET', remembered, body .. ' ' .. id, 'PX', idempotent_ms)
 end

@@ -1,0 +1,1 @@
+"""Payments: what a provider says of money, and what follows from it for the ledger."""
