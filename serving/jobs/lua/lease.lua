@@ -123,9 +123,10 @@ local function empties_here()
   return true
 end
 
+local classes, credits = waiting_classes(pool), credits_of(pool)
+
 local function first_that_joins(runs)
-  local credits = credits_of(pool)
-  for _, class in ipairs(class_order(credits, waiting_classes(pool))) do
+  for _, class in ipairs(class_order(credits, classes)) do
     for job in waiting(class) do
       job.seat = credits[class] > 0 and OWED_SEAT or job.seat
       if job.alone and (#runs > 0 or room.delivering > 0) then
@@ -191,18 +192,19 @@ local function swap(runs)
   end
 end
 
-local function hand_over(job, victim, classes)
-  local id, class, credits, left = job.id, job.class, credits_of(pool), job.contender[3]
+local function hand_over(job, victim)
+  local id, class, left = job.id, job.class, job.contender[3]
   take_out(id, pool, job.place, left, job.tenant.user, class)
   local weight = charge(id, pool, class, job.tenant, left, classes, credits, room.shares)
   redis.call('ZREM', key('idle', pool), replica)
-  local fence, until_ms = redis.call('INCR', key('fence')), now + lease_ms
+  local fence = string.format('%d', redis.call('INCR', key('fence')))
+  local now_text, until_ms = string.format('%d', now), string.format('%d', now + lease_ms)
   redis.call('HSET', key('job', id), 'state', 'in_progress', 'replica', replica,
-    'fence', fence, 'phase', 'encode', 'leased_ms', now, 'lease_until_ms', until_ms, 'holder', '',
+    'fence', fence, 'phase', 'encode', 'leased_ms', now_text, 'lease_until_ms', until_ms, 'holder', '',
     'seat', credits[class] > 0 and OWED_SEAT or SEATS[class], 'remaining_ms', left,
     'step', job.step or 0, 'attempts', job.attempts + 1,
     'charged_ms', left + (job.spent_ms or 0), 'weight', weight)
-  redis.call('HSETNX', key('job', id), 'started_ms', now)
+  redis.call('HSETNX', key('job', id), 'started_ms', now_text)
   redis.call('ZADD', key('leased', pool), until_ms, id)
   redis.call('SET', key('last_lease', replica),
     table.concat({token, id, fence, victim}, ' '), 'EX', 3600)
@@ -228,16 +230,16 @@ while job and not may_run_another(job.tenant.user) do
   if parked == CANDIDATES then
     return {}
   end
+  classes = waiting_classes(pool)
   job, victim = choose()
 end
 if not job then
   return {}
 end
-local classes = waiting_classes(pool)
 if not victim then
-  return hand_over(job, '-', classes)
+  return hand_over(job, '-')
 end
 redis.call('HINCRBY', key('job', victim.id), 'preempted', 1)
 redis.call('HSET', key('job', victim.id), 'leaving', victim.fence)
 count(pool, 'preempted')
-return hand_over(job, victim.id .. '/' .. victim.fence, classes)
+return hand_over(job, victim.id .. '/' .. victim.fence)
