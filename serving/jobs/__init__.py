@@ -7,6 +7,7 @@ Knows nothing of HTTP, Ray, torch or files: a result is a plain mapping somebody
 from serving.jobs.admission import Admission, Allowance, Limits, Usage, Wish
 from serving.jobs.cell import CELL, Cell
 from serving.jobs.costs import CostReader, CostStore
+from serving.jobs.decisions import Decided, Decisions, Line
 from serving.jobs.holds import compare_holds
 from serving.jobs.job import ACTIVE, TERMINAL, Job, Phase, State, new_video_id
 from serving.jobs.leases import Drop, Lease, Leases, Signals, Wake
@@ -28,6 +29,8 @@ __all__ = [
     "ClassTop",
     "CostReader",
     "CostStore",
+    "Decided",
+    "Decisions",
     "Drop",
     "Explanation",
     "Job",
@@ -37,6 +40,7 @@ __all__ = [
     "Lease",
     "Leases",
     "Limits",
+    "Line",
     "Phase",
     "Place",
     "PoolState",

@@ -49,6 +49,8 @@ QUEUE_SCRIPTS = (
     "tally",
     "retire",
     "learn",
+    "decide",
+    "decided",
     "tidy",
     "recover",
 )

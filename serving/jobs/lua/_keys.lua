@@ -43,6 +43,9 @@
 --                                     run alone
 -- <cell>:costs:<pool>         hash    what the pool's work takes, learned: by "<format> <device class>"
 --                                     one cost model as JSON; learn.lua bounds both
+-- <cell>:autoscale            hash    by pool the autoscaler's last decision as JSON: at_ms, and what
+--                                     serving/jobs/decisions.py lists
+-- <cell>:autoscale:history    list    of its decisions, the newest first, short, one line for all pools
 -- <cell>:expiring             zset    ids of ended jobs, by the time they are forgotten (ms)
 -- <cell>:garbage              zset    ids whose files are of no use any more, by when that was
 -- <cell>:gone:<id>            string  "<seq> <user>" of a job that was forgotten, for an hour: so that
