@@ -22,7 +22,7 @@ from quota.redis_ledger import RedisLedger
 from quota.settings import QuotaSettings
 from quota.tiers import TierFile
 from serving.api import ApiSettings, Keys, Services, UrlSigner, Users
-from serving.jobs import CELL, Cell, CostReader, CostStore, JobQueue, JobSettings, Upkeep
+from serving.jobs import CELL, Cell, CostReader, CostStore, Decisions, JobQueue, JobSettings, Upkeep
 from serving.media import ArtifactStore, open_store
 from serving.plan.errors import ConfigError
 
@@ -97,6 +97,7 @@ async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncItera
             catalog=settings.catalog(),
             settings=api,
             costs=CostReader(CostStore(backends.cell)),
+            decisions=Decisions(backends.cell),
         )
     finally:
         housekeeping.cancel()

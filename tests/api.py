@@ -26,7 +26,7 @@ from quota.settings import QuotaSettings
 from quota.tiers import TierFile
 from serving.api import ApiSettings, Keys, Services, UrlSigner, Users, create_app
 from serving.api.keys import DEFAULT_SCOPES, Scope
-from serving.jobs import CELL, Cell, CostReader, CostStore, JobQueue, JobSettings
+from serving.jobs import CELL, Cell, CostReader, CostStore, Decisions, JobQueue, JobSettings
 from serving.media import ArtifactStore
 from serving.plan.catalog import Catalog, Model
 
@@ -61,6 +61,7 @@ def services_over(
         catalog=Catalog([model]),
         settings=ApiSettings(body_bytes_max=100_000, cors_origins=["https://front.example"]),
         costs=CostReader(CostStore(Cell(redis))),
+        decisions=Decisions(Cell(redis)),
     )
 
 

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from serving.api.autoscale_metrics import AutoscaleCollector
 from serving.api.services import ServicesDep
 from serving.jobs import TERMINAL, PoolState
 from serving.plan.costs import PoolCosts
@@ -37,6 +38,7 @@ async def metrics(services: ServicesDep) -> Response:
     registry.register(PoolCollector(await services.queue.pools(list(services.catalog.models))))
     models = services.catalog.models.values()
     registry.register(CostCollector([await services.costs.of(model) for model in models]))
+    registry.register(AutoscaleCollector(services.catalog.models, await services.decisions.last()))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -17,7 +17,7 @@ from serving.api.keys import Keys
 from serving.api.settings import ApiSettings
 from serving.api.signing import UrlSigner
 from serving.api.users import Users
-from serving.jobs import CostReader, JobQueue
+from serving.jobs import CostReader, Decisions, JobQueue
 from serving.media import ArtifactStore
 from serving.plan.catalog import Catalog
 
@@ -41,6 +41,7 @@ class Services:
     catalog: Catalog
     settings: ApiSettings
     costs: CostReader
+    decisions: Decisions
 
 
 def services_of(request: Request) -> Services:

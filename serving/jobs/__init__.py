@@ -7,6 +7,7 @@ Knows nothing of HTTP, Ray, torch or files: a result is a plain mapping somebody
 from serving.jobs.admission import Admission, Allowance, Limits, Usage, Wish
 from serving.jobs.cell import CELL, Cell
 from serving.jobs.costs import CostReader, CostStore
+from serving.jobs.decisions import HISTORY_MAX as DECISIONS_MAX
 from serving.jobs.decisions import Decided, Decisions, Line
 from serving.jobs.holds import compare_holds
 from serving.jobs.job import ACTIVE, TERMINAL, Job, Phase, State, new_video_id
@@ -20,6 +21,7 @@ from serving.jobs.views import Before, ClassTop, Explanation, PoolTop, TenantTop
 __all__ = [
     "ACTIVE",
     "CELL",
+    "DECISIONS_MAX",
     "IDLE",
     "TERMINAL",
     "Admission",
