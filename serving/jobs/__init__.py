@@ -10,7 +10,16 @@ from serving.jobs.costs import CostReader, CostStore
 from serving.jobs.holds import compare_holds
 from serving.jobs.job import ACTIVE, TERMINAL, Job, Phase, State, new_video_id
 from serving.jobs.leases import Drop, Lease, Leases, Signals, Wake
-from serving.jobs.queue import JobPage, JobQueue, Place, PoolState, ReplicaState
+from serving.jobs.pool import (
+    BUCKETS_S,
+    Backlog,
+    Histogram,
+    PoolState,
+    ReplicaState,
+    ReplicaStatus,
+    Starts,
+)
+from serving.jobs.queue import JobPage, JobQueue, Place
 from serving.jobs.room import IDLE, Resident, Room, Rows
 from serving.jobs.settings import JobSettings
 from serving.jobs.upkeep import Upkeep
@@ -18,11 +27,13 @@ from serving.jobs.views import Before, ClassTop, Explanation, PoolTop, TenantTop
 
 __all__ = [
     "ACTIVE",
+    "BUCKETS_S",
     "CELL",
     "IDLE",
     "TERMINAL",
     "Admission",
     "Allowance",
+    "Backlog",
     "Before",
     "Cell",
     "ClassTop",
@@ -30,6 +41,7 @@ __all__ = [
     "CostStore",
     "Drop",
     "Explanation",
+    "Histogram",
     "Job",
     "JobPage",
     "JobQueue",
@@ -42,10 +54,12 @@ __all__ = [
     "PoolState",
     "PoolTop",
     "ReplicaState",
+    "ReplicaStatus",
     "Resident",
     "Room",
     "Rows",
     "Signals",
+    "Starts",
     "State",
     "TenantTop",
     "Upkeep",
