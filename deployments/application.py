@@ -19,6 +19,8 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
+from autoscale.settings import AutoscaleSettings
+from deployments.autoscaling import POLICY
 from deployments.connections import open_redis
 from deployments.ingress import Ingress
 from deployments.replica import ModelReplica
@@ -35,6 +37,19 @@ APP_NAME = "reelserve"
 INGRESS_ONGOING_MAX = 20_000
 """Idle clients (streams, long polls) count as ongoing; Serve's default of 5 would starve all."""
 POLL_S = 0.2
+AUTOSCALING = {
+    "min_replicas": 0,
+    "max_replicas": 100_000,
+    "upscale_delay_s": 0,
+    "downscale_delay_s": 0,
+    "downscale_to_zero_delay_s": 0,
+    "upscaling_factor": 1,
+    "downscaling_factor": 1,
+}
+"""Our policy decides within the catalog's bounds, and Serve does at once what it says. With a
+minimum of 0 the policy can take back a pool whose replicas fail to start: Serve, which gives a pool
+up after three failures, then forgets them. ``initial_replicas`` is absent because Serve returns to
+it whenever a deployment changes, in the middle of a spike too."""
 
 
 def build(args: Mapping[str, str]) -> Application:
@@ -55,31 +70,32 @@ def serve_config(
     ``learned`` is by model what earlier deployments found out about its work.
     """
     learned = learned or {}
-    models = settings.catalog().models.values()
+    models = [*settings.catalog().models.values()]
+    scales = AutoscaleSettings()
     ingress = {
         "name": "ingress",
         "num_replicas": settings.ingress_replicas,
         "max_ongoing_requests": INGRESS_ONGOING_MAX,
         "ray_actor_options": {"num_cpus": 0.1, "runtime_env": _version_env(*models)},
     }
-    pools = [_pool(model, learned.get(model.id, ())) for model in models]
-    return {
-        "applications": [
-            {
-                "name": APP_NAME,
-                "route_prefix": "/",
-                "import_path": "deployments.application:build",
-                "deployments": [ingress, *pools],
-            }
-        ]
+    pools = [_pool(model, learned.get(model.id, ()), scales.enabled) for model in models]
+    app: dict[str, Any] = {
+        "name": APP_NAME,
+        "route_prefix": "/",
+        "import_path": "deployments.application:build",
+        "deployments": [ingress, *pools],
     }
+    if scales.enabled and any(model.scaling for model in models):
+        app["autoscaling_policy"] = {"policy_function": POLICY}
+    return {"applications": [app]}
 
 
-def _pool(model: Model, learned: Sequence[CostModel]) -> dict[str, Any]:
+def _pool(model: Model, learned: Sequence[CostModel], scales: bool) -> dict[str, Any]:
     place = model.placement
+    scaled = model.scaling if scales else None
     return {
         "name": model.id,
-        "num_replicas": place.replicas,
+        **({"autoscaling_config": AUTOSCALING} if scaled else {"num_replicas": place.replicas}),
         # The worker stops leasing in its drain hook, so Serve should get there at once.
         "graceful_shutdown_wait_loop_s": 0.1,
         "graceful_shutdown_timeout_s": drain_s(model, learned) + 5,
@@ -101,7 +117,8 @@ def _version_env(*models: Model) -> dict[str, Any]:
 def model_version(model: Model) -> str:
     """What replicas of a model must be replaced for: anything but their number."""
     place = model.placement.model_copy(update={"replicas": 1})
-    text = f"{version('reelserve')} {model.model_copy(update={'placement': place})!r}"
+    same = model.model_copy(update={"placement": place, "scaling": None})
+    text = f"{version('reelserve')} {same!r}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -78,8 +78,11 @@ async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncItera
     queue = JobQueue(backends.cell, jobs)
     quota = QuotaSettings()
     tiers, packs = TierFile(quota.tiers_path), PackFile(quota.packs_path)
+    catalog = settings.catalog()
+    models = list(catalog.models.values())
     housekeeping = asyncio.create_task(
-        keep_house(Upkeep(backends.cell, jobs), backends.store, queue, tiers), name="housekeeping"
+        keep_house(Upkeep(backends.cell, jobs), backends.store, queue, tiers, models),
+        name="housekeeping",
     )
     try:
         yield Services(
@@ -94,7 +97,7 @@ async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncItera
             payments=Payments(backends.cell),
             provider=provider,
             quota=quota,
-            catalog=settings.catalog(),
+            catalog=catalog,
             settings=api,
             costs=CostReader(CostStore(backends.cell)),
             decisions=Decisions(backends.cell),

@@ -211,7 +211,7 @@ class JobRun:
         if result is None:
             await until_answered(
                 lambda: self._leases.give_back(
-                    self.job, holding=self._holding, spent_ms=self._spent_ms
+                    self.job, holding=self._holding, spent_ms=self._spent_ms, step=self._step
                 )
             )
             return
@@ -296,6 +296,8 @@ class JobRun:
                 case Stepped():
                     self._step, self._step_s = event.step, event.step_s
                     self._spend(event)
+                    if event.step == 1:  # when it came is measured
+                        await self._heartbeat(Phase.DENOISE)
                     await self._heartbeat_if_due(Phase.DENOISE)
                 case Saved():
                     self._keep(event.snapshot)

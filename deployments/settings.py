@@ -52,6 +52,9 @@ class StackSettings(BaseSettings):
     logical_cpus: int | None = Field(
         None, ge=1, description="of Ray; they only place replicas. Default: what the catalog asks"
     )
+    logical_gpus: int | None = Field(
+        None, ge=0, description="of Ray, in place of the machine's: to try placement without any"
+    )
     payments_provider: Literal["none", "stripe", "sandbox"] = Field(
         "none", description="who takes the money for credits; the sandbox takes none"
     )
@@ -85,8 +88,20 @@ class StackSettings(BaseSettings):
 
     def catalog(self) -> Catalog:
         """The entries this stack serves, in order; the first is the default model."""
-        builtin = Path(str(files("deployments") / "catalog"))
-        return load_catalog([builtin, *self.catalog_dirs]).only(self.models)
+        return load_catalog(self._catalog_folders).only(self.models)
+
+    @property
+    def _catalog_folders(self) -> list[Path]:
+        return [Path(str(files("deployments") / "catalog")), *self.catalog_dirs]
+
+    def catalog_identity(self) -> Mapping[str, tuple[int, ...]]:
+        """Changes with every edit of the catalog's files."""
+        return {
+            str(file): (state.st_ino, state.st_size, state.st_mtime_ns)
+            for folder in self._catalog_folders
+            for file in folder.glob("*.yaml")
+            if (state := file.stat())
+        }
 
     @property
     def url(self) -> str:

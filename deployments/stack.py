@@ -18,6 +18,7 @@ from typing import IO, Self
 import httpx
 from pydantic import SecretStr
 
+from autoscale.settings import AutoscaleSettings
 from deployments.audit import Follower
 from deployments.connections import open_redis
 from deployments.data_dir import AUDIT_COPY, REDIS, lock_data_dir
@@ -193,12 +194,18 @@ class LocalStack:
         # Before init: an interrupt half way through it must stop what it has started.
         self._exit.callback(ray.shutdown)
 
-        placements = [model.placement for model in self.settings.catalog().models.values()]
+        models = self.settings.catalog().models.values()
+        scales = AutoscaleSettings().enabled
         # Logical CPUs only place replicas: enough for what the catalog asks, plus the ingress.
-        cpus = sum(place.replicas * place.num_cpus for place in placements)
+        cpus = sum(
+            (model.scaling.max_replicas if scales and model.scaling else model.placement.replicas)
+            * model.placement.num_cpus
+            for model in models
+        )
         ray.init(
             address="local",
             num_cpus=self.settings.logical_cpus or int(cpus + self.settings.ingress_replicas) + 1,
+            num_gpus=self.settings.logical_gpus,
             include_dashboard=False,
             configure_logging=False,
             log_to_driver=False,
@@ -206,8 +213,12 @@ class LocalStack:
             _node_ip_address="127.0.0.1",
         )
         logging.getLogger("ray").setLevel(logging.ERROR)
-        wanted = sum(place.replicas * place.num_gpus for place in placements)
         there = ray.cluster_resources().get("GPU", 0)
+        wanted = sum(
+            (model.scaling.min_replicas if scales and model.scaling else model.placement.replicas)
+            * model.placement.num_gpus
+            for model in models
+        )
         if wanted > there:  # Serve would wait for them for ever
             raise ConfigError(
                 f"the models {', '.join(self.settings.models)} need {wanted:g} GPU(s) "
