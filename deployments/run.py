@@ -81,7 +81,7 @@ class JobRun:
         self._created_s = self._began - lease.waited_ms / 1000
         self._costs = costs
         self._estimate = costs.estimate(self.job.spec)
-        self._tokens = self.job.spec.tokens(costs.model)
+        self.tokens = self.job.spec.tokens(costs.model)
         self._deliver_s = 0.0
         self._fingerprint = fingerprint
         self._lease_s_min = lease_s_min
@@ -115,7 +115,7 @@ class JobRun:
     def compile_s(self) -> float:
         """How long the engine may be busy with compiling for this run."""
         denoises = not self._released and self._step < self.job.spec.steps
-        return self._costs.compile_s(self._tokens) if denoises else 0.0
+        return self._costs.compile_s(self.tokens) if denoises else 0.0
 
     @property
     def id(self) -> str:
@@ -342,7 +342,7 @@ class JobRun:
     def _spend(self, event: Stepped) -> None:
         step_s = event.step_s
         # One forward, however many it carried.
-        if event.leads and not self._costs.observe_step(self._tokens, event.rows, step_s):
+        if event.leads and not self._costs.observe_step(self.tokens, event.rows, step_s):
             # What compiling takes beside the step is nobody's in particular.
             step_s = min(step_s, self._estimate.step_s)
         self._spent_s += step_s * self.job.spec.rows / event.rows

@@ -283,6 +283,13 @@ class LocalStack:
         return str(ray.get_runtime_context().gcs_address)
 
     @property
+    def engine_metrics_url(self) -> str:
+        """Where Ray exports what the engines of this machine's replicas counted."""
+        import ray
+
+        return f"http://127.0.0.1:{ray._private.worker._global_node.metrics_export_port}/metrics"
+
+    @property
     def log_dir(self) -> Path:
         """Where Ray keeps the logs of this stack's processes."""
         import ray

@@ -136,6 +136,7 @@ local now_text = string.format('%d', now)
 if credits > 0 and not hold(user, id, credits) then
   -- There is enough of it, so this was held before: for the job that this very call made, whose answer was
   -- lost, and which was deleted since.
+  note_refused('replayed')
   return {'replayed', limits_told(limits), {}, ''}
 end
 seq = string.format('%d', redis.call('INCR', key('seq')))
