@@ -10,7 +10,6 @@ from prometheus_client.registry import Collector
 
 from serving.jobs import Decided
 
-
 HOLD = "hold"
 """The bound of a decision without a fresh sample."""
 
