@@ -18,16 +18,13 @@ router = APIRouter(
 
 
 @router.get("")
-async def last(services: ServicesDep) -> dict[str, Any]:
-    """The last decision of the autoscaler about each model: null while there is none. A model
-    whose ``scaling`` is null always has ``replicas``. All times are seconds."""
+async def last(services: ServicesDep, model: str | None = None) -> dict[str, Any]:
+    """The last decision of the autoscaler about each model, or about this one: null while there is
+    none. A model whose ``scaling`` is null always has ``replicas``. All times are seconds."""
+    models = [services.catalog.resolve(model)] if model else services.catalog.models.values()
     decisions = await services.decisions.last()
-    return {
-        "object": "autoscale",
-        "pools": [
-            _pool(model, decisions.get(model.id)) for model in services.catalog.models.values()
-        ],
-    }
+    pools = [_pool(each, decisions.get(each.id)) for each in models]
+    return {"object": "autoscale", "pools": pools}
 
 
 @router.get("/history")
@@ -44,17 +41,21 @@ def _pool(model: Model, decided: Decided | None) -> dict[str, Any]:
         "model": model.id,
         "scaling": model.scaling and model.scaling.model_dump(),
         "replicas": model.placement.replicas if model.scaling is None else None,
-        "decision": decided and _decision(decided),
+        "decision": decided and _decision(model, decided),
     }
 
 
-def _decision(decided: Decided) -> dict[str, Any]:
+def _decision(model: Model, decided: Decided) -> dict[str, Any]:
     """The sample's classes in the order of precedence, each with its objective."""
     fields = decided.model_dump(exclude={"sample", "objectives_s"})
     sample = decided.sample.model_dump() if decided.sample else {}
     seen = sample.pop("classes", {})
+    objectives_s: dict[str, float | None] = {
+        **{str(name): policy.first_step_s for name, policy in model.classes.items()},
+        **decided.objectives_s,
+    }
     classes = [
-        {"class": str(name), "objective_s": decided.objectives_s.get(name), **seen[name]}
+        {"class": str(name), "objective_s": objectives_s.get(name), **seen[name]}
         for name in CLASSES
         if name in seen
     ]

@@ -92,6 +92,13 @@ async def test_the_last_decision_is_shown_with_all_that_led_to_it(
     assert (standard["class"], standard["in_flight_s"]) == ("standard", 12.5)
 
 
+async def test_one_model_can_be_named_by_its_alias(operator: httpx.AsyncClient) -> None:
+    (pool,) = (await operator.get(LAST, params={"model": "sora-2"})).json()["pools"]
+    assert pool["model"] == "demo-wan"
+    unknown = error_of(await operator.get(LAST, params={"model": "sora-9"}), 400)
+    assert unknown["code"] == "model_not_found"
+
+
 async def test_the_history_is_the_newest_first(
     operator: httpx.AsyncClient, services: Services
 ) -> None:
