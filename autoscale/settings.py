@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, PositiveFloat
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -24,5 +26,8 @@ class AutoscaleSettings(BaseSettings):
     exporter_url: str | None = Field(
         None, description="where the ingress's metrics are; default: the stack's own port"
     )
-    gpus_max: float | None = Field(None, gt=0, description="of all pools together")
-    cpus_max: float | None = Field(None, gt=0, description="of all pools together")
+    gpus_max: PositiveFloat | Literal["cluster"] | None = Field(
+        None,
+        description="of all pools; cluster: as many as it has, where nobody adds any",
+    )
+    cpus_max: PositiveFloat | None = Field(None, description="of all pools")

@@ -17,7 +17,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import ApplicationStatusOverview, ServeDeploySchema
 
 from autoscale.settings import AutoscaleSettings
 from deployments.autoscaling import POLICY
@@ -123,7 +123,8 @@ def model_version(model: Model) -> str:
 
 
 def deploy(settings: StackSettings, timeout_s: float) -> None:
-    """Deploy on the Ray cluster this process is connected to, and wait until it runs.
+    """Deploy on the Ray cluster this process is connected to, and wait until it runs, with the
+    replicas that each pool always has.
 
     Raises :class:`ConfigError` with the reason when a deployment does not start.
     """
@@ -132,18 +133,45 @@ def deploy(settings: StackSettings, timeout_s: float) -> None:
     learned = asyncio.run(learned_costs(settings))
     config = ServeDeploySchema.model_validate(serve_config(settings, learned))
     _get_global_client().deploy_apps(config)
+    floors = _floors(settings)
     deadline = time.monotonic() + timeout_s
     while True:
         app = serve.status().applications.get(APP_NAME)
-        if app is not None and app.status == "RUNNING":
+        if app is not None and _runs(app, floors):
             return
-        if app is not None and app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            said = [d.message for d in app.deployments.values() if d.status == "DEPLOY_FAILED"]
-            why = "; ".join(_last_error(text) for text in said or [app.message])
-            raise ConfigError(f"the application did not start: {why}")
         if time.monotonic() > deadline:
             raise ConfigError(f"the application did not start within {timeout_s:.0f} s")
         time.sleep(POLL_S)
+
+
+def _floors(settings: StackSettings) -> dict[str, int]:
+    """How many replicas each scaled pool has when there is nothing to do."""
+    if not AutoscaleSettings().enabled:
+        return {}
+    scaled = {name: each.scaling for name, each in settings.catalog().models.items()}
+    return {name: each.min_replicas + each.buffer for name, each in scaled.items() if each}
+
+
+def _runs(app: ApplicationStatusOverview, floors: Mapping[str, int]) -> bool:
+    """Whether all of it does. The policy takes back what fails to start before Serve gives it up,
+    so a failure shows in the message first."""
+    if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        said = [d.message for d in app.deployments.values() if d.status == "DEPLOY_FAILED"]
+        raise _did_not_start(said or [app.message])
+    running = {
+        name: deployment.replica_states.get("RUNNING", 0)
+        for name, deployment in app.deployments.items()
+    }
+    missing = [name for name, floor in floors.items() if running.get(name, 0) < floor]
+    said = [app.deployments[name].message for name in missing if name in app.deployments]
+    if failed := [text for text in said if "failed to start" in text]:
+        raise _did_not_start(failed)
+    return app.status == "RUNNING" and not missing
+
+
+def _did_not_start(messages: Sequence[str]) -> ConfigError:
+    why = "; ".join(_last_error(text) for text in messages)
+    return ConfigError(f"the application did not start: {why}")
 
 
 async def learned_costs(settings: StackSettings) -> dict[str, Sequence[CostModel]]:

@@ -12,9 +12,11 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+
+import ray
 
 from autoscale.adapter import Plan, ReplicaPolicy
 from autoscale.settings import AutoscaleSettings
@@ -67,10 +69,10 @@ class CatalogPlan:
         settings: AutoscaleSettings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._stack, self._clock = stack, clock
-        self._budget = Budget(gpus=settings.gpus_max, cpus=settings.cpus_max)
+        self._stack, self._settings, self._clock = stack, settings, clock
         self._looked_s, self._seen = clock(), stack.catalog_identity()
-        self._plan = self._read()
+        self._pools = self._read()
+        self._plan = Plan(self._pools, self._budget())
 
     def current(self) -> Plan:
         """The plan that is in force."""
@@ -80,17 +82,24 @@ class CatalogPlan:
             self._seen = self._stack.catalog_identity()
             if self._seen != before:
                 self._reread()
+            self._plan = Plan(self._pools, self._budget())
         return self._plan
 
     def _reread(self) -> None:
         try:
-            self._plan = self._read()
+            self._pools = self._read()
         except ConfigError as error:
             log.error("scaling stays as it was: %s", error)
 
-    def _read(self) -> Plan:
+    def _read(self) -> Sequence[Pool]:
         models = self._stack.catalog().models.values()
-        return Plan([pool_of(each, each.scaling) for each in models if each.scaling], self._budget)
+        return [pool_of(each, each.scaling) for each in models if each.scaling]
+
+    def _budget(self) -> Budget:
+        gpus = self._settings.gpus_max
+        if gpus == "cluster":
+            gpus = ray.cluster_resources().get("GPU", 0.0)
+        return Budget(gpus=gpus, cpus=self._settings.cpus_max)
 
 
 class Publisher:

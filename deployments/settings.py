@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.resources import files
 from ipaddress import ip_address
 from pathlib import Path
@@ -96,12 +97,13 @@ class StackSettings(BaseSettings):
 
     def catalog_identity(self) -> Mapping[str, tuple[int, ...]]:
         """Changes with every edit of the catalog's files."""
-        return {
-            str(file): (state.st_ino, state.st_size, state.st_mtime_ns)
-            for folder in self._catalog_folders
-            for file in folder.glob("*.yaml")
-            if (state := file.stat())
-        }
+        found = {}
+        for folder in self._catalog_folders:
+            for file in folder.glob("*.yaml"):
+                with suppress(OSError):  # it is being replaced
+                    state = file.stat()
+                    found[str(file)] = (state.st_ino, state.st_size, state.st_mtime_ns)
+        return found
 
     @property
     def url(self) -> str:

@@ -181,6 +181,8 @@ class LocalStack:
         self._progress("starting Ray")
         # Read when ray is imported, and inherited by every process it starts.
         os.environ.update(self.settings.environment())
+        # Nobody adds a GPU to this machine: a replica beyond those there are would wait for ever.
+        os.environ.setdefault("REELSERVE_AUTOSCALE_GPUS_MAX", "cluster")
         os.environ.update(
             RAY_USAGE_STATS_ENABLED="0",
             RAY_SERVE_LOG_TO_STDERR="0",
