@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from deployments.cli.autoscale_words import age, is_old, retry
-from deployments.cli.charts import Layer, columns, strip_chart, time_axis, top_of
+from deployments.cli.charts import Kind, Layer, columns, strip_chart, time_axis, top_of
 from deployments.cli.client import Client, patiently
 from deployments.cli.output import plain
 
@@ -84,7 +84,8 @@ class Watch:
         for pool in self.scaled():
             lines = (line for line in self._lines.values() if pool["model"] in line["pools"])
             points = [(self._age_s(line), line["pools"][pool["model"]]) for line in lines]
-            charts = pool_charts(points, WINDOW_S, width) if points else []
+            axis = (f"{WINDOW_S / 60:g} min ago", "now")
+            charts = pool_charts(points, WINDOW_S, width, axis) if points else []
             parts += [Text(_summary(pool), style="bold"), *charts, ""]
         return Group(*parts[:-1])
 
@@ -106,27 +107,32 @@ def pool_charts(
     points: Sequence[tuple[float, Line]],
     window_s: float,
     width: int,
-    carry_s: float = CARRY_S,
+    axis: tuple[str, str],
 ) -> list[RenderableType]:
-    """Replicas and backlog of a pool. ``points`` are (seconds ago, what a line of the history says
-    of the pool); what a line does not say, is not drawn."""
+    """Replicas and backlog of a pool, and what ``axis`` says of the beginning and the end.
 
-    def layer(name: str, kind: Any, style: str) -> Layer:
-        values = [(age_s, float(line[name])) for age_s, line in points if name in line]
-        return Layer(columns(values, window_s=window_s, width=width, carry_s=carry_s), kind, style)
+    ``points`` are (seconds ago, what a line of the history says of the pool). The backlog is in
+    jobs where nobody knows their work; what else is not said is not drawn.
+    """
+
+    def layer(name: str, kind: Kind, style: str) -> Layer:
+        said = [(age_s, line[name]) for age_s, line in points if line.get(name) is not None]
+        seen = columns(said, window_s=window_s, width=width, carry_s=CARRY_S)
+        return Layer(seen, kind, style)
 
     replicas = [
         layer("ready", "area", "green"),
         layer("target", "shade", "yellow"),
         layer("wanted", "mark", "red"),
     ]
-    backlog = [layer("work_s", "area", "cyan")]
+    knows_work = any(line.get("work_s") is not None for _, line in points)
+    backlog = [layer("work_s" if knows_work else "jobs", "area", "cyan")]
     most, top = top_of(replicas, 1), top_of(backlog, 1)
     rows = int(most) if most <= REPLICA_ROWS else REPLICA_ROWS
     return [
         strip_chart("replicas", replicas, top=most, height=max(2, rows)),
-        strip_chart("GPU-s", backlog, top=top, height=BACKLOG_ROWS),
-        time_axis(window_s, width, LEGEND),
+        strip_chart("GPU-s" if knows_work else "jobs", backlog, top=top, height=BACKLOG_ROWS),
+        time_axis(*axis, width, LEGEND),
     ]
 
 

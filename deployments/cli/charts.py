@@ -23,6 +23,7 @@ FONTS = re.compile(r"@font-face \{\{.*?\}\}\s*", re.DOTALL)
 """Addresses of fonts that whoever looks at a picture would ask for: any fixed font will do."""
 
 Columns = Sequence[float | None]
+Kind = Literal["area", "shade", "mark"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Layer:
     faintly, and of a mark only the value itself is seen. Earlier layers hide later ones."""
 
     columns: Columns
-    kind: Literal["area", "shade", "mark"]
+    kind: Kind
     style: str
 
 
@@ -93,12 +94,11 @@ def strip_chart(name: str, layers: Sequence[Layer], *, top: float, height: int) 
     return chart
 
 
-def time_axis(window_s: float, width: int, legend: str = "", now: str = "now") -> Text:
+def time_axis(begins: str, ends: str, width: int, legend: str = "") -> Text:
     """What stands below a chart of ``width`` columns, the legend in the middle where it fits."""
-    ago = f"{window_s / 60:.3g} min ago" if window_s >= 60 else f"{window_s:.3g} s ago"
-    between = max(1, width - len(ago) - len(now))
+    between = max(1, width - len(begins) - len(ends))
     middle = f"{legend if len(legend) + 2 <= between else '':^{between}}"
-    return Text(f"{'':<{AXIS_COLUMNS}} {ago}{middle}{now}", style="dim", no_wrap=True)
+    return Text(f"{'':<{AXIS_COLUMNS}} {begins}{middle}{ends}", style="dim", no_wrap=True)
 
 
 def write_svg(file: Path, title: str, picture: RenderableType) -> None:

@@ -73,7 +73,7 @@ def test_the_scale_ends_at_a_round_number(values: tuple[float | None, ...], top:
 
 def test_the_axis_is_as_long_as_the_chart() -> None:
     for width in (20, 30, 100):
-        axis = time_axis(300, width, "legend").plain
+        axis = time_axis("5 min ago", "now", width, "legend").plain
         chart = strip_chart("x", [area(*[1.0] * width)], top=1, height=2).plain
         assert len(axis) == len(chart.split("\n")[0])
         assert axis.endswith("now")
