@@ -7,9 +7,9 @@ import logging
 import os
 import sys
 
-import ray
 import torch
 
+from deployments.actor import actor_id
 from deployments.connections import open_backends
 from deployments.logs import log_to_stderr
 from deployments.settings import StackSettings
@@ -30,14 +30,13 @@ class ModelReplica:
     """
 
     def __init__(self, model_id: str) -> None:
-        log_to_stderr()
-        settings = StackSettings.load()
+        settings, replica = StackSettings.load(), actor_id()
+        log_to_stderr(settings.logs, role="replica", model=model_id, replica=replica)
         model = settings.catalog().models[model_id]
         # Ray sets OMP_NUM_THREADS to the logical CPUs it hands out, which only place replicas.
         torch.set_num_threads(len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1)
         family = load_family(model, settings.models_folder)
         self._backends = open_backends(settings)
-        replica = ray.get_runtime_context().get_actor_id() or f"pid-{os.getpid()}"
         self._model = model
         self._worker = Worker(
             model, family, self._backends.cell, self._backends.store, replica, JobSettings()
