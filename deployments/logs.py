@@ -1,7 +1,8 @@
 """What a process of the cluster says of its work: on stderr, which Ray keeps in a file for each.
 
-A line is one JSON object: ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, ``exception``
-if there was one, which process it is, and the ids of what it worked for (:mod:`serving.context`).
+A line is one JSON object: ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``,
+``exception`` if there was one, which process it is, and the ids of what it worked for
+(:mod:`serving.context`).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from deployments.checkpoints import Held, load_checkpoint, save_checkpoint
 from deployments.clip_files import ClipFiles
+from deployments.patience import until_answered
 from deployments.previews import Previews
 from serving.engine import (
     Began,
@@ -48,8 +49,6 @@ HEARTBEAT_S = 0.25
 """Progress is written at most this often; steps may take a millisecond."""
 LEASE_PER_STAGE = 20
 """A lease outlives this many estimated steps, so that a slow one does not lose its job."""
-RETRY_S_MAX = 0.5
-"""Well within the shortest lease: when Redis is back, a lease has only left what it had."""
 STORE_PATIENCE_S = 120.0
 STORE_PAUSE_S = 1.0
 
@@ -466,15 +465,3 @@ def _as_generation_error(error: Exception) -> GenerationError:
         f"The model failed on this request ({type(error).__name__}). "
         "Other settings may work; the operator's log says more."
     )
-
-
-async def until_answered(write: Callable[[], Awaitable[T]]) -> T:
-    """Repeat a write that records what was done until Redis answers: the work is worth it."""
-    delay_s = 0.1
-    while True:
-        try:
-            return await write()
-        except ServiceUnavailable as error:
-            log.warning("cannot record the state of a job yet: %s", error)
-            await asyncio.sleep(delay_s)
-            delay_s = min(RETRY_S_MAX, delay_s * 2)

@@ -16,7 +16,8 @@ from contextlib import suppress
 
 from deployments.checkpoints import Held
 from deployments.clip_files import remove_orphans
-from deployments.run import LEASE_PER_STAGE, JobRun, until_answered
+from deployments.patience import until_answered
+from deployments.run import LEASE_PER_STAGE, JobRun
 from serving.engine import Engine, Event
 from serving.jobs import (
     Cell,

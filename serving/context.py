@@ -1,7 +1,7 @@
 """What the code at hand works for: ids that each of its log lines carries.
 
-They belong to the current task, as ``contextvars`` do, and follow it into the tasks and threads that
-it starts by ``asyncio``. Imports nothing, so that everyone may import it.
+They belong to the current task, as ``contextvars`` do, and follow it into the tasks and threads
+that it starts by ``asyncio``. Imports nothing, so that everyone may import it.
 """
 
 from __future__ import annotations
