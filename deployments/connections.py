@@ -13,9 +13,11 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from deployments.actor import actor_id
 from deployments.housekeeping import keep_house
 from deployments.payments import open_shop
 from deployments.settings import StackSettings
+from deployments.tracing import open_tracer
 from quota.packs import PackFile
 from quota.payments.payments import Payments
 from quota.redis_ledger import RedisLedger
@@ -25,6 +27,7 @@ from serving.api import ApiSettings, Keys, Services, UrlSigner, Users
 from serving.jobs import CELL, Cell, CostReader, CostStore, JobQueue, JobSettings, Upkeep
 from serving.media import ArtifactStore, open_store
 from serving.plan.errors import ConfigError
+from serving.tracing import Tracer
 
 REDIS_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 128
@@ -58,20 +61,22 @@ class Backends:
     redis: Redis
     cell: Cell
     store: ArtifactStore
+    tracer: Tracer
 
     async def close(self) -> None:
+        await asyncio.to_thread(self.tracer.close)
         await self.redis.aclose()
 
 
-def open_backends(settings: StackSettings) -> Backends:
+def open_backends(settings: StackSettings, tracer: Tracer) -> Backends:
     redis = open_redis(settings)
-    return Backends(redis, Cell(redis), open_store(settings.store_url))
+    return Backends(redis, Cell(redis), open_store(settings.store_url), tracer)
 
 
 @asynccontextmanager
 async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncIterator[Services]:
     """What the API works with, for the life of one ingress replica, and its housekeeping."""
-    backends = open_backends(settings)
+    backends = open_backends(settings, open_tracer(settings, "ingress", actor_id()))
     provider = open_shop(settings, backends.cell, api.public_url)
     jobs = JobSettings()
     await backends.cell.check_schema()
@@ -97,6 +102,7 @@ async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncItera
             catalog=settings.catalog(),
             settings=api,
             costs=CostReader(CostStore(backends.cell)),
+            tracer=backends.tracer,
         )
     finally:
         housekeeping.cancel()

@@ -13,6 +13,7 @@ from deployments.actor import actor_id
 from deployments.connections import open_backends
 from deployments.logs import log_to_stderr
 from deployments.settings import StackSettings
+from deployments.tracing import open_tracer
 from deployments.worker import Worker
 from serving.jobs import JobSettings
 from serving.models.load import load_family
@@ -36,10 +37,16 @@ class ModelReplica:
         # Ray sets OMP_NUM_THREADS to the logical CPUs it hands out, which only place replicas.
         torch.set_num_threads(len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1)
         family = load_family(model, settings.models_folder)
-        self._backends = open_backends(settings)
+        self._backends = open_backends(settings, open_tracer(settings, "replica", replica))
         self._model = model
         self._worker = Worker(
-            model, family, self._backends.cell, self._backends.store, replica, JobSettings()
+            model,
+            family,
+            self._backends.cell,
+            self._backends.store,
+            replica,
+            JobSettings(),
+            self._backends.tracer,
         )
         # Serve calls the constructor on the replica's own event loop.
         self._task = asyncio.get_running_loop().create_task(self._worker.run(), name="worker")

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
+from deployments.attempt import Attempt, Outcome
 from deployments.checkpoints import Held, load_checkpoint, save_checkpoint
 from deployments.clip_files import ClipFiles
 from deployments.patience import until_answered
@@ -42,6 +43,7 @@ from serving.plan.errors import (
     StaleLease,
 )
 from serving.plan.rank import Contender, worth_preempting
+from serving.tracing import NO_TRACER, Tracer
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +76,10 @@ class JobRun:
         held: Held,
         engine: Engine,
         left_engine: Callable[[], None],
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self.job = lease.job
+        self._attempt = Attempt(lease, tracer, lease.job.checkpoint_step)
         self._began = time.monotonic()
         self._created_s = self._began - lease.waited_ms / 1000
         self._costs = costs
@@ -122,6 +126,7 @@ class JobRun:
         return f"{self.job.id}/{self.job.fence}"
 
     def receive(self, event: Event) -> None:
+        self._attempt.saw(event)
         self._events.put_nowait(event)
 
     # Its place among others.
@@ -175,9 +180,14 @@ class JobRun:
 
     async def serve(self) -> None:
         """Run the job to its end and record how it ended. Never raises."""
+        with self._attempt:
+            await self._serve()
+
+    async def _serve(self) -> None:
         try:
-            await self._generate()
+            self._attempt.ended(await self._generate())
         except StaleLease:
+            self._attempt.ended(Outcome.STALE)
             log.info("%s is no longer ours", self.id)
             await self._discard()
         except GenerationError as error:
@@ -192,7 +202,7 @@ class JobRun:
                 await asyncio.gather(self._keeping, return_exceptions=True)
             await self._previews.settled()
 
-    async def _generate(self) -> None:
+    async def _generate(self) -> Outcome:
         """From the lease to the stored clip, or to the job's return to the queue."""
         try:
             result = await self._run_and_store()
@@ -213,7 +223,7 @@ class JobRun:
                     self.job, holding=self._holding, spent_ms=self._spent_ms
                 )
             )
-            return
+            return Outcome.PREEMPTED if self._preempted else Outcome.YIELDED
         result["stages"] = self._stages
         complete = partial(self._leases.complete, self.job, result, spent_ms=self._spent_ms)
         await until_answered(complete)
@@ -221,6 +231,7 @@ class JobRun:
             await self._remove_leftovers()
         except Exception:
             log.exception("%s: leftovers stay until the job is forgotten", self.id)
+        return Outcome.COMPLETED
 
     async def _run_and_store(self) -> dict[str, Any] | None:
         """What the job's result records; None if the run yielded."""
@@ -237,6 +248,7 @@ class JobRun:
             self._release_engine()
             if not finished:
                 return None
+            self._attempt.delivers()
             began = time.perf_counter()
             result = dict(await self._patiently(lambda: self._upload(files)))
             self._stages["store_s"] = time.perf_counter() - began
@@ -440,7 +452,9 @@ class JobRun:
         except StaleLease:
             # Perhaps by our own completion: then the files are the clip.
             log.warning("%s failed after it was no longer ours: %s", self.id, error)
+            self._attempt.ended(Outcome.STALE)
             return
+        self._attempt.ended(Outcome.FAILED, error.code)
         await self._discard()
 
     async def _discard(self) -> None:

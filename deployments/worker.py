@@ -37,6 +37,7 @@ from serving.models.load import device_of
 from serving.plan.catalog import Model
 from serving.plan.costs import CostModel
 from serving.plan.errors import ServiceUnavailable
+from serving.tracing import NO_TRACER, Tracer
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +63,14 @@ class Worker:
         store: ArtifactStore,
         replica: str,
         settings: JobSettings | None = None,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._model = model
         self._family = family
         self._store = store
         self._settings = settings or JobSettings()
         self._cell = cell
+        self._tracer = tracer
         self._leases = Leases(cell, model.id, replica, self._settings, model.classes)
         self._held = Held()
         self.costs = CostModel(model, device_class(device_of(model)))
@@ -286,6 +289,7 @@ class Worker:
             held=self._held,
             engine=self._engine,
             left_engine=self._freed,
+            tracer=self._tracer,
         )
         self._runs[run.id] = run
         self._in_engine += 1

@@ -20,6 +20,7 @@ from serving.api.users import Users
 from serving.jobs import CostReader, JobQueue
 from serving.media import ArtifactStore
 from serving.plan.catalog import Catalog
+from serving.tracing import NO_TRACER, Tracer
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Services:
     catalog: Catalog
     settings: ApiSettings
     costs: CostReader
+    tracer: Tracer = NO_TRACER
 
 
 def services_of(request: Request) -> Services:
