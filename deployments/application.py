@@ -69,10 +69,17 @@ def serve_config(
                 "name": APP_NAME,
                 "route_prefix": "/",
                 "import_path": "deployments.application:build",
+                "logging_config": logging_config(settings),
                 "deployments": [ingress, *pools],
             }
         ]
     }
+
+
+def logging_config(settings: StackSettings) -> dict[str, Any]:
+    """How Serve writes its own lines. Of requests it would write one for every poll."""
+    encoding = "JSON" if settings.logs == "json" else "TEXT"
+    return {"encoding": encoding, "enable_access_log": False}
 
 
 def _pool(model: Model, learned: Sequence[CostModel]) -> dict[str, Any]:

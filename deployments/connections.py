@@ -13,11 +13,9 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from deployments.actor import actor_id
 from deployments.housekeeping import keep_house
 from deployments.payments import open_shop
 from deployments.settings import StackSettings
-from deployments.tracing import open_tracer
 from quota.packs import PackFile
 from quota.payments.payments import Payments
 from quota.redis_ledger import RedisLedger
@@ -27,7 +25,7 @@ from serving.api import ApiSettings, Keys, Services, UrlSigner, Users
 from serving.jobs import CELL, Cell, CostReader, CostStore, JobQueue, JobSettings, Upkeep
 from serving.media import ArtifactStore, open_store
 from serving.plan.errors import ConfigError
-from serving.tracing import Tracer
+from serving.tracing import NO_TRACER, Tracer
 
 REDIS_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 128
@@ -74,9 +72,12 @@ def open_backends(settings: StackSettings, tracer: Tracer) -> Backends:
 
 
 @asynccontextmanager
-async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncIterator[Services]:
-    """What the API works with, for the life of one ingress replica, and its housekeeping."""
-    backends = open_backends(settings, open_tracer(settings, "ingress", actor_id()))
+async def open_services(
+    settings: StackSettings, api: ApiSettings, tracer: Tracer = NO_TRACER
+) -> AsyncIterator[Services]:
+    """What the API works with, for the life of one ingress replica, and its housekeeping. It
+    closes the tracer at the end."""
+    backends = open_backends(settings, tracer)
     provider = open_shop(settings, backends.cell, api.public_url)
     jobs = JobSettings()
     await backends.cell.check_schema()

@@ -1,4 +1,5 @@
-"""What a process of the cluster says of its work: on stderr, which Ray keeps in a file for each.
+"""What a process of the cluster says of its work: in the file that Ray Serve keeps for each
+replica, and on stderr where there is none or ``RAY_SERVE_LOG_TO_STDERR`` says so.
 
 A line is one JSON object: ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``,
 ``exception`` if there was one, which process it is, and the ids of what it worked for
@@ -12,6 +13,7 @@ import logging
 import re
 import threading
 from datetime import UTC, datetime
+from logging.handlers import MemoryHandler
 from typing import Literal
 
 from serving import context
@@ -27,20 +29,33 @@ log = logging.getLogger(__name__)
 Form = Literal["json", "text"]
 
 
-def log_to_stderr(form: Form = "json", **process: str) -> None:
+def set_up_logs(form: Form = "json", **process: str) -> None:
     """Ours from INFO on (who changed what, what became of a payment), of others what is wrong.
 
     ``process`` is what every line says of this process, such as its ``model`` and ``replica``.
     Python by itself drops what is less than a warning, and Ray sets up nothing but its own.
     """
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines(process) if form == "json" else TextLines())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    formatter = JsonLines(process) if form == "json" else TextLines()
+    handlers = _handlers_of_serve() or [logging.StreamHandler()]
+    for handler in handlers:
+        writes = handler.target if isinstance(handler, MemoryHandler) else handler
+        if writes is not None:
+            writes.setFormatter(formatter)
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    root.handlers[:] = handlers
     for room in ROOMS:
         logging.getLogger(room).setLevel(logging.INFO)
     # What else would write to stderr by itself.
     logging.captureWarnings(True)
     threading.excepthook = _thread_ended
+
+
+def _handlers_of_serve() -> list[logging.Handler]:
+    """Those of a replica's file, which Serve rotates. It also turns stderr into lines in it, and
+    a line of ours must be no message in one of Serve's."""
+    handlers = logging.getLogger("ray.serve").handlers
+    return handlers[:] if any(isinstance(each, MemoryHandler) for each in handlers) else []
 
 
 class JsonLines(logging.Formatter):
@@ -59,6 +74,8 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = redacted(self.formatException(record.exc_info))
+        if request_id := getattr(record, "request_id", ""):  # Serve's, outside of our layers
+            line["request_id"] = request_id
         # In ASCII: in a container, stderr often has no other letters.
         return json.dumps(line | dict(self._process) | dict(context.ids()))
 

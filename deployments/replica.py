@@ -11,7 +11,7 @@ import torch
 
 from deployments.actor import actor_id
 from deployments.connections import open_backends
-from deployments.logs import log_to_stderr
+from deployments.logs import set_up_logs
 from deployments.settings import StackSettings
 from deployments.tracing import open_tracer
 from deployments.worker import Worker
@@ -32,7 +32,7 @@ class ModelReplica:
 
     def __init__(self, model_id: str) -> None:
         settings, replica = StackSettings.load(), actor_id()
-        log_to_stderr(settings.logs, role="replica", model=model_id, replica=replica)
+        set_up_logs(settings.logs, role="replica", model=model_id, replica=replica)
         model = settings.catalog().models[model_id]
         # Ray sets OMP_NUM_THREADS to the logical CPUs it hands out, which only place replicas.
         torch.set_num_threads(len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1)

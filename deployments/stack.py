@@ -229,15 +229,12 @@ class LocalStack:
         self._progress("loading " + ", ".join(self.settings.models))
         from ray import serve
 
-        from deployments.application import APP_NAME, deploy
+        from deployments.application import APP_NAME, deploy, logging_config
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(
             http_options={"host": self.settings.host, "port": self.settings.port},
-            logging_config={
-                "enable_access_log": False,
-                "encoding": "JSON" if self.settings.logs == "json" else "TEXT",
-            },
+            logging_config=logging_config(self.settings),
         )
         # Not serve.shutdown: it complains about the controller it has just ended.
         self._exit.callback(serve.delete, APP_NAME)
