@@ -83,11 +83,18 @@ def serve_config(
         "name": APP_NAME,
         "route_prefix": "/",
         "import_path": "deployments.application:build",
+        "logging_config": logging_config(settings),
         "deployments": [ingress, *pools],
     }
     if scales.enabled and any(model.scaling for model in models):
         app["autoscaling_policy"] = {"policy_function": POLICY}
     return {"applications": [app]}
+
+
+def logging_config(settings: StackSettings) -> dict[str, Any]:
+    """How Serve writes its own lines. Of requests it would write one for every poll."""
+    encoding = "JSON" if settings.logs == "json" else "TEXT"
+    return {"encoding": encoding, "enable_access_log": False}
 
 
 def _pool(model: Model, learned: Sequence[CostModel], scales: bool) -> dict[str, Any]:

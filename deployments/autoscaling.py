@@ -22,7 +22,7 @@ from autoscale.adapter import Plan, ReplicaPolicy
 from autoscale.settings import AutoscaleSettings
 from autoscale.values import Budget, Decision, Pool, Scaling
 from deployments.connections import open_redis
-from deployments.logs import log_to_stderr
+from deployments.logs import set_up_logs
 from deployments.settings import StackSettings
 from serving.jobs import Cell, Decisions
 from serving.plan.catalog import Model, ScalingPolicy
@@ -45,8 +45,8 @@ class ClusterPolicy(ReplicaPolicy):
     """What Serve makes in its controller, once for a deployment of the application."""
 
     def __init__(self) -> None:
-        log_to_stderr()
         stack, settings = StackSettings.load(), AutoscaleSettings()
+        set_up_logs(stack.logs, role="controller")
         publisher = Publisher(stack)
         super().__init__(
             plan=CatalogPlan(stack, settings).current,

@@ -59,6 +59,15 @@ class StackSettings(BaseSettings):
     payments_provider: Literal["none", "stripe", "sandbox"] = Field(
         "none", description="who takes the money for credits; the sandbox takes none"
     )
+    logs: Literal["json", "text"] = Field(
+        "json", description="of the cluster's processes: one JSON object a line, or text"
+    )
+    traces: Literal["off", "otlp"] = Field(
+        "off", description="OpenTelemetry traces; otlp sends them where OTEL_EXPORTER_OTLP_… say"
+    )
+    traces_ratio: float = Field(
+        1.0, ge=0, le=1, description="of the submissions that come without a trace of their own"
+    )
     admin_key: SecretStr | None = Field(None, description="made and printed once when unset")
 
     @classmethod

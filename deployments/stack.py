@@ -26,6 +26,7 @@ from deployments.haproxy import end_orphan, haproxy_environment, use_haproxy
 from deployments.payments import SANDBOX_SECRET, check_sandbox, open_shop
 from deployments.redis_server import RedisServer, free_port
 from deployments.settings import StackSettings
+from deployments.tracing import check_traces
 from quota.packs import load_packs
 from quota.settings import QuotaSettings
 from quota.tiers import load_tiers
@@ -81,6 +82,7 @@ class LocalStack:
         # A mistake shows here rather than in a replica.
         load_tiers(QuotaSettings().tiers_path)
         load_packs(QuotaSettings().packs_path)
+        check_traces(self.settings)
         self._prepare_payments()
         self._lock_data_dir()
         self._check_port()
@@ -240,12 +242,12 @@ class LocalStack:
         self._progress("loading " + ", ".join(self.settings.models))
         from ray import serve
 
-        from deployments.application import APP_NAME, deploy
+        from deployments.application import APP_NAME, deploy, logging_config
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(
             http_options={"host": self.settings.host, "port": self.settings.port},
-            logging_config={"enable_access_log": False},
+            logging_config=logging_config(self.settings),
         )
         # Not serve.shutdown: it complains about the controller it has just ended.
         self._exit.callback(serve.delete, APP_NAME)

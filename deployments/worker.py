@@ -17,7 +17,8 @@ from contextlib import suppress
 from deployments.checkpoints import Held
 from deployments.clip_files import remove_orphans
 from deployments.engine_counts import EngineCounts
-from deployments.run import LEASE_PER_STAGE, JobRun, until_answered
+from deployments.patience import until_answered
+from deployments.run import LEASE_PER_STAGE, JobRun
 from serving.engine import Engine, Event
 from serving.jobs import (
     Cell,
@@ -38,6 +39,7 @@ from serving.models.load import device_of
 from serving.plan.catalog import Model
 from serving.plan.costs import CostModel
 from serving.plan.errors import ServiceUnavailable
+from serving.tracing import NO_TRACER, Tracer
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class Worker:
         store: ArtifactStore,
         replica: str,
         settings: JobSettings | None = None,
+        tracer: Tracer = NO_TRACER,
         *,
         start_s: float | None = None,
     ) -> None:
@@ -72,6 +75,7 @@ class Worker:
         self._store = store
         self._settings = settings or JobSettings()
         self._cell = cell
+        self._tracer = tracer
         self._leases = Leases(cell, model.id, replica, self._settings, model.classes)
         self._held = Held()
         self.costs = CostModel(model, device_class(device_of(model)))
@@ -311,6 +315,7 @@ class Worker:
             held=self._held,
             engine=self._engine,
             left_engine=self._freed,
+            tracer=self._tracer,
         )
         self._runs[run.id] = run
         self._in_engine += 1

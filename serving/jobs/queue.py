@@ -71,11 +71,13 @@ class JobQueue:
         price: int | None = None,
         limits: Limits = NO_LIMITS,
         wish: Wish = NO_WISH,
+        traceparent: str = "",
         dry: bool = False,
     ) -> Admission:
         """Accept a job, or find the one that this request has made before. If ``dry``, only say
         whether it would be accepted and how: nothing is written. ``price`` is what it costs if it
-        is paid from credits (milli-credits); None: it cannot be.
+        is paid from credits (milli-credits); None: it cannot be. ``traceparent`` names the span
+        that its own spans belong under.
 
         Raises a :class:`Refused` whose ``allowance`` is the user's :class:`Allowance`, or
         :class:`IdempotencyMismatch`.
@@ -86,7 +88,7 @@ class JobQueue:
             job_id,
             user,
             spec.model,
-            asked_text(alias, wish.service_tier, spec),
+            asked_text(alias, wish.service_tier, spec, traceparent),
             spec.shape,
             spec.rows,
             max(1, est_device_ms),
@@ -117,6 +119,8 @@ class JobQueue:
                     est_device_ms=est_device_ms,
                     left_device_ms=est_device_ms,
                     created_ms=int(created_ms),
+                    queued_ms=int(created_ms),
+                    traceparent=traceparent,
                     seq=int(seq),
                     service_tier=wish.service_tier,
                     service_class=ServiceClass(service_class),
