@@ -20,6 +20,7 @@ from serving.api.users import Users
 from serving.jobs import CostReader, Decisions, JobQueue
 from serving.media import ArtifactStore
 from serving.plan.catalog import Catalog
+from serving.tracing import NO_TRACER, Tracer
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Services:
     settings: ApiSettings
     costs: CostReader
     decisions: Decisions
+    tracer: Tracer = NO_TRACER
 
 
 def services_of(request: Request) -> Services:

@@ -12,7 +12,16 @@ from serving.jobs.decisions import Decided, Decisions, Line
 from serving.jobs.holds import compare_holds
 from serving.jobs.job import ACTIVE, TERMINAL, Job, Phase, State, new_video_id
 from serving.jobs.leases import Drop, Lease, Leases, Signals, Wake
-from serving.jobs.queue import JobPage, JobQueue, Place, PoolState, ReplicaState
+from serving.jobs.pool import (
+    BUCKETS_S,
+    Backlog,
+    Histogram,
+    PoolState,
+    ReplicaState,
+    ReplicaStatus,
+    Starts,
+)
+from serving.jobs.queue import JobPage, JobQueue, Place
 from serving.jobs.room import IDLE, Resident, Room, Rows
 from serving.jobs.settings import JobSettings
 from serving.jobs.upkeep import Upkeep
@@ -20,12 +29,14 @@ from serving.jobs.views import Before, ClassTop, Explanation, PoolTop, TenantTop
 
 __all__ = [
     "ACTIVE",
+    "BUCKETS_S",
     "CELL",
     "DECISIONS_MAX",
     "IDLE",
     "TERMINAL",
     "Admission",
     "Allowance",
+    "Backlog",
     "Before",
     "Cell",
     "ClassTop",
@@ -35,6 +46,7 @@ __all__ = [
     "Decisions",
     "Drop",
     "Explanation",
+    "Histogram",
     "Job",
     "JobPage",
     "JobQueue",
@@ -48,10 +60,12 @@ __all__ = [
     "PoolState",
     "PoolTop",
     "ReplicaState",
+    "ReplicaStatus",
     "Resident",
     "Room",
     "Rows",
     "Signals",
+    "Starts",
     "State",
     "TenantTop",
     "Upkeep",

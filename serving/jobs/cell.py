@@ -21,7 +21,7 @@ from serving.plan.errors import ConfigError, GenerationError, ServiceUnavailable
 log = logging.getLogger(__name__)
 
 CELL = "{reelserve}"
-SCHEMA = "4"
+SCHEMA = "5"
 """Version of the keys and scripts. A change that old processes cannot live with raises it."""
 
 REFUSALS = re.compile(r"(^|-)(OOM|MISCONF|READONLY|LOADING|BUSY|NOREPLICAS|MASTERDOWN) ")
@@ -37,6 +37,7 @@ QUEUE_SCRIPTS = (
     "place",
     "usage",
     "top",
+    "observe",
     "explain",
     "lease",
     "heartbeat",
@@ -46,6 +47,7 @@ QUEUE_SCRIPTS = (
     "yield",
     "finish",
     "announce",
+    "start_failed",
     "tally",
     "retire",
     "learn",
@@ -81,6 +83,7 @@ FRAGMENTS = (
     ("quota", "_ledger"),
     ("quota", "_settlement"),
     ("quota", "_payments"),
+    ("serving.jobs", "_measures"),
     ("serving.jobs", "_lines"),
     ("serving.jobs", "_states"),
     ("serving.jobs", "_choice"),

@@ -125,6 +125,12 @@ local function add_to_backlog(pool, class, jobs, ms)
   redis.call('HINCRBY', key('backlog', pool), class .. ':ms', ms)
 end
 
+-- Of what arrived in a pool: what left its lines, or (less than nothing) came back into them.
+local function add_to_left(pool, class, jobs, ms)
+  redis.call('HINCRBY', key('backlog', pool), class .. ':left_jobs', jobs)
+  redis.call('HINCRBY', key('backlog', pool), class .. ':left_ms', ms)
+end
+
 -- Into the user's lines.
 local function enqueue_new(id, pool, seq, created, total, left, user, class, now)
   redis.call('ZADD', key('queued', pool), seq, id)
@@ -145,7 +151,9 @@ end
 local function enqueue(id, pool)
   local seq, created, total, left, user, class = unpack(redis.call('HMGET', key('job', id), 'seq',
     'created_ms', 'est_device_ms', 'left_device_ms', 'user', 'class'))
-  enqueue_new(id, pool, seq, created, total, left or total, user, class, string.format('%d', now_ms()))
+  left = left or total
+  add_to_left(pool, class, '-1', '-' .. left)
+  enqueue_new(id, pool, seq, created, total, left, user, class, string.format('%d', now_ms()))
 end
 
 -- Out of them. Whoever found it there knows its place; for anyone else place_of does.
@@ -155,6 +163,7 @@ local function take_out(id, pool, place, left, user, class)
     redis.call('ZREM', line(pool, class, user, order.name), place)
   end
   add_to_backlog(pool, class, '-1', '-' .. left)
+  add_to_left(pool, class, '1', left)
   if redis.call('HINCRBY', key('user', user, 'lines'), pool .. ' ' .. class, '-1') == 0 then
     redis.call('HDEL', key('user', user, 'lines'), pool .. ' ' .. class)
     redis.call('ZREM', key('ready', pool, class), user)

@@ -204,7 +204,9 @@ local function hand_over(job, victim)
     'seat', credits[class] > 0 and OWED_SEAT or SEATS[class], 'remaining_ms', left,
     'step', job.step or 0, 'attempts', job.attempts + 1,
     'charged_ms', left + (job.spent_ms or 0), 'weight', weight)
-  redis.call('HSETNX', key('job', id), 'started_ms', now_text)
+  if redis.call('HSETNX', key('job', id), 'started_ms', now_text) == 1 then
+    note_time(pool, class, 'wait', now - job.contender[1])
+  end
   redis.call('ZADD', key('leased', pool), until_ms, id)
   redis.call('SET', key('last_lease', replica),
     table.concat({token, id, fence, victim}, ' '), 'EX', 3600)
