@@ -15,7 +15,7 @@ from typing import Any
 
 from loadtest.errors import LoadTestError
 from loadtest.spike_server import SpikeServer, Unanswered
-from loadtest.spike_summary import Look, Outcome, summarise
+from loadtest.spike_summary import Look, Outcome, ready_before, summarise
 
 LOOK_S = 1.0
 TELL_S = 5.0
@@ -144,9 +144,7 @@ class Spike:
     def _floor(self) -> int:
         """How many replicas there are when there is nothing to do: as the operator said, else as it
         was in the quiet."""
-        if self.server.floor is not None:
-            return self.server.floor
-        return next((look.ready for look in reversed(self.looks) if look.t_s <= 0), 0)
+        return ready_before(self.looks) if self.server.floor is None else self.server.floor
 
     async def _submit_all(self) -> None:
         requests = jobs_of(self.model, self.plan)
@@ -174,7 +172,7 @@ class Spike:
         """How the pool is doing, and which jobs have ended. What fails now succeeds a second later,
         or the jobs are unfinished in the end."""
         try:
-            self.looks.append(await self.server.look(self.model["id"], self._now_s()))
+            self.looks.append(await self.server.look(self.model["id"], self._now_s))
             if len(self.ended) < len(self.submitted):
                 await self._see_ends()
         except Unanswered as error:
