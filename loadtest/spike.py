@@ -60,10 +60,15 @@ async def _run(plan: Plan, progress: Callable[[str], None]) -> dict[str, Any]:
             before = await server.objectives(model["id"])
             spike = Spike(plan, server, model, progress)
             await spike.run()
-            outcome = spike.outcome()
-            outcome.objectives = _since(before, await server.objectives(model["id"]))
         except Unanswered as error:
             raise LoadTestError(str(error)) from error
+        if not spike.looks:
+            raise LoadTestError("the server never said how the pool is doing")
+        outcome = spike.outcome()
+        try:
+            outcome.objectives = _since(before, await server.objectives(model["id"]))
+        except Unanswered as error:  # all else is known
+            progress(f"objectives are not known: {error}")
     return {"model": model["id"], "jobs_planned": plan.jobs, **summarise(outcome)}
 
 
@@ -103,6 +108,7 @@ class Spike:
     _began: float = 0.0
     _after: str | None = None
     _all_sent: bool = False
+    _trouble: str = ""
     _told_s: float = float("-inf")
 
     async def run(self) -> None:
@@ -139,7 +145,9 @@ class Spike:
             return True
         if not self._all_sent or len(self.ended) < len(self.submitted):
             return False
-        return not self.plan.until_idle or self.looks[-1].ready <= self._floor()
+        if not self.plan.until_idle:
+            return True
+        return bool(self.looks) and self.looks[-1].ready <= self._floor()
 
     def _floor(self) -> int:
         """How many replicas there are when there is nothing to do: as the operator said, else as it
@@ -175,8 +183,11 @@ class Spike:
             self.looks.append(await self.server.look(self.model["id"], self._now_s))
             if len(self.ended) < len(self.submitted):
                 await self._see_ends()
+            self._trouble = ""
         except Unanswered as error:
-            self.progress(f"… {error}")
+            if self._trouble != str(error):
+                self._trouble = str(error)
+                self.progress(f"… {error}")
 
     async def _see_ends(self) -> None:
         at_front = self._all_sent

@@ -143,6 +143,7 @@ class Pool:
     refuse_every: int = 0
     fails: bool = False
     hangs: bool = False
+    away: bool = False
     scaled: bool = True
     posts: list[dict[str, Any]] = field(default_factory=list)
     listed: dict[str, int] = field(default_factory=dict)
@@ -151,6 +152,8 @@ class Pool:
     lock: Lock = field(default_factory=Lock)
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
+        if self.away and path in ("/v1/status", "/metrics") and self.posts:
+            return 503, {"error": {"code": "service_unavailable", "message": "Away."}}
         match method, path:
             case "POST", "/v1/videos":
                 return self._submit(body)
@@ -349,6 +352,15 @@ def test_it_ends_even_if_the_jobs_do_not(pool: Pool) -> None:
     assert not value["ok"]
     assert value["timed_out"]
     assert value["jobs"]["unfinished"] == 8
+
+
+def test_a_server_that_goes_away_is_borne_and_said_once(pool: Pool) -> None:
+    pool.away = True
+    said: list[str] = []
+    value = spike.run(plan(pool, timeout_s=1.5), said.append)
+    assert value["timed_out"]
+    assert value["objectives"] is None
+    assert sum("GET /v1/status was answered with 503" in each for each in said) == 1
 
 
 def test_a_model_that_is_not_there_is_said_at_once(pool: Pool) -> None:
