@@ -31,8 +31,8 @@ CHECKPOINT_STEPS = 5
 
 
 def write_pool(folder: Path, name: str, **scaling: Any) -> None:
-    """One at a time of the demo model's clips on a GPU of its own. The objectives are short, so that
-    some minutes of work are a spike."""
+    """One at a time of the demo model's clips, on a GPU of its own. The objectives are short, so
+    that a minute of work is a spike."""
     entry = yaml.safe_load((ROOT / "deployments/catalog/demo-wan.yaml").read_text())
     entry.update(id=name, aliases=[], description=name)
     entry["weights"] = {"path": f"{{models_dir}}/{'demo-wan' if name != 'broken' else name}"}
@@ -42,7 +42,6 @@ def write_pool(folder: Path, name: str, **scaling: Any) -> None:
     entry["scaling"] = {
         "min_replicas": FLOORS[name],
         "keep_alive_s": 5,
-        "window_s": 40,
         "cold_start_s": 10,
         **scaling,
     }
@@ -128,7 +127,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             yield Cluster(stack, catalog, folder / "data", server)
 
 
-def until(condition: Callable[[], Any], seconds: float = 150, tell: Callable[[], Any] = str) -> None:
+def until(
+    condition: Callable[[], Any], seconds: float = 150, tell: Callable[[], Any] = str
+) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"it did not come to that: {tell()}"
