@@ -183,14 +183,16 @@ def _numbers(fields: Mapping[str, str], service_class: ServiceClass) -> dict[str
 
 def _backlog(waits: Mapping[str, int], in_flight: Sequence[int], oldest_ms: int) -> Backlog:
     jobs, ms = waits.get("jobs", 0), waits.get("ms", 0)
+    running_jobs, running_ms, running_est_ms = in_flight
+    ended_jobs, ended_ms = waits.get("ended_jobs", 0), waits.get("ended_ms", 0)
     return Backlog(
         queued_jobs=jobs,
         queued_ms=ms,
-        in_flight_jobs=in_flight[0],
-        in_flight_ms=in_flight[1],
+        in_flight_jobs=running_jobs,
+        in_flight_ms=running_ms,
         oldest_ms=max(0, oldest_ms),
-        arrived_jobs=jobs + waits.get("left_jobs", 0),
-        arrived_ms=ms + waits.get("left_ms", 0),
+        arrived_jobs=jobs + running_jobs + ended_jobs,
+        arrived_ms=ms + waits.get("saved_ms", 0) + running_est_ms + ended_ms,
     )
 
 

@@ -1,8 +1,8 @@
 -- Prepended to the scripts that measure how long jobs take and whether that was as promised.
 local BUCKETS_S = {0.5, 1, 2, 5, 10, 20, 30, 60, 120, 180, 300, 600, 1200, 1800, 3600}
 
--- One more observation of a pool's histogram: wait (submission to first lease), first_step (to the first
--- denoising step), done (to the stored clip).
+-- One more observation of a pool's histogram: wait (submission to first lease, noted with the first step,
+-- or the end: leases are to be short), first_step (to the first denoising step), done (to the stored clip).
 local function note_time(pool, class, name, ms)
   local bucket = 'inf'
   for _, most_s in ipairs(BUCKETS_S) do
@@ -24,11 +24,16 @@ end
 -- A job ended; what its hash says is what it was until now. One that was cancelled promised nothing more.
 -- Of one that was made and never told of its first step, that was when it ended, at the latest.
 local function measure_end(id, pool, state, now)
+  local class, created, est, started, first = unpack(redis.call('HMGET', key('job', id), 'class',
+    'created_ms', 'est_device_ms', 'started_ms', 'first_step_ms'))
+  redis.call('HINCRBY', key('backlog', pool), class .. ':ended_jobs', 1)
+  redis.call('HINCRBY', key('backlog', pool), class .. ':ended_ms', est)
+  if started and not first then
+    note_time(pool, class, 'wait', started - created)
+  end
   if state == 'cancelled' then
     return
   end
-  local class, created, est, first = unpack(redis.call('HMGET', key('job', id), 'class', 'created_ms',
-    'est_device_ms', 'first_step_ms'))
   local completed = state == 'completed'
   if completed then
     if not first then

@@ -1,5 +1,5 @@
 -- observe(pool) -> the pool at one moment: {now_ms, queued, leased, backlog, {in flight by class: {jobs,
--- ms}, …}, {age of the oldest that waits, by class, or -1 (ms), …}, ended, counts, tallies, refused, steps,
+-- ms, ms as estimated at submission}, …}, {age of the oldest that waits, by class, or -1 (ms), …}, ended, counts, tallies, refused, steps,
 -- times, slo, starts, startups, {a replica's hash, …}}
 -- Hashes are flat lists of names and values; classes are in their order. In flight is what is left of
 -- the jobs that are leased, by their estimates. To find the oldest of each class the first OLDEST_MAX that
@@ -8,15 +8,17 @@ local OLDEST_MAX = 512
 local pool, now = ARGV[1], now_ms()
 
 local function in_flight()
-  local jobs, left = {}, {}
+  local jobs, left, whole_ms = {}, {}, {}
   for _, id in ipairs(redis.call('ZRANGE', key('leased', pool), 0, -1)) do
-    local class, charged, spent = unpack(redis.call('HMGET', key('job', id), 'class', 'charged_ms', 'spent_ms'))
+    local class, charged, spent, est =
+      unpack(redis.call('HMGET', key('job', id), 'class', 'charged_ms', 'spent_ms', 'est_device_ms'))
     jobs[class] = (jobs[class] or 0) + 1
     left[class] = (left[class] or 0) + math.max(0, (charged or 0) - (spent or 0))
+    whole_ms[class] = (whole_ms[class] or 0) + est
   end
   local found = {}
   for i, class in ipairs(CLASSES) do
-    found[i] = {jobs[class] or 0, math.floor(left[class] or 0)}
+    found[i] = {jobs[class] or 0, math.floor(left[class] or 0), whole_ms[class] or 0}
   end
   return found
 end
