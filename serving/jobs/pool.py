@@ -136,12 +136,6 @@ class PoolState:
         """The age of the oldest queued job."""
         return max(backlog.oldest_ms for backlog in self.backlog.values())
 
-    @property
-    def serving(self) -> Sequence[ReplicaState]:
-        """The replicas that take jobs, or soon will again."""
-        ready = (ReplicaStatus.IDLE, ReplicaStatus.BUSY)
-        return [replica for replica in self.replicas if replica.state in ready]
-
     @classmethod
     def of(cls, answer: Sequence[Any]) -> Self:
         """From what ``observe.lua`` answers."""
