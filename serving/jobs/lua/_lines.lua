@@ -16,7 +16,7 @@ local function place_of(id)
   local seq, created, total, left, user, class = unpack(redis.call('HMGET', key('job', id), 'seq',
     'created_ms', 'est_device_ms', 'left_device_ms', 'user', 'class'))
   left = left or total
-  return place_text(seq, created, total, left, id), left, user, class
+  return place_text(seq, created, total, left, id), left, user, class, total
 end
 
 local function line(pool, class, user, order)
@@ -121,14 +121,17 @@ local function park_or_wake(user)
 end
 
 local function add_to_backlog(pool, class, jobs, ms)
-  redis.call('HINCRBY', key('backlog', pool), class .. ':jobs', jobs)
-  redis.call('HINCRBY', key('backlog', pool), class .. ':ms', ms)
+  local backlog = key('backlog', pool)
+  redis.call('HINCRBY', backlog, class .. ':jobs', jobs)
+  redis.call('HINCRBY', backlog, class .. ':ms', ms)
 end
 
--- Of what arrived in a pool: what left its lines, or (less than nothing) came back into them.
-local function add_to_left(pool, class, jobs, ms)
-  redis.call('HINCRBY', key('backlog', pool), class .. ':left_jobs', jobs)
-  redis.call('HINCRBY', key('backlog', pool), class .. ':left_ms', ms)
+-- Of a job that waits, how much a checkpoint saves: most have none.
+local function add_saved(pool, class, sign, total, left)
+  local saved = total - left
+  if saved ~= 0 then
+    redis.call('HINCRBY', key('backlog', pool), class .. ':saved_ms', string.format('%d', sign * saved))
+  end
 end
 
 -- Into the user's lines.
@@ -152,18 +155,18 @@ local function enqueue(id, pool)
   local seq, created, total, left, user, class = unpack(redis.call('HMGET', key('job', id), 'seq',
     'created_ms', 'est_device_ms', 'left_device_ms', 'user', 'class'))
   left = left or total
-  add_to_left(pool, class, '-1', '-' .. left)
+  add_saved(pool, class, 1, total, left)
   enqueue_new(id, pool, seq, created, total, left, user, class, string.format('%d', now_ms()))
 end
 
 -- Out of them. Whoever found it there knows its place; for anyone else place_of does.
-local function take_out(id, pool, place, left, user, class)
+local function take_out(id, pool, place, left, user, class, total)
   redis.call('ZREM', key('queued', pool), id)
   for _, order in ipairs(ORDERS) do
     redis.call('ZREM', line(pool, class, user, order.name), place)
   end
   add_to_backlog(pool, class, '-1', '-' .. left)
-  add_to_left(pool, class, '1', left)
+  add_saved(pool, class, -1, total, left)
   if redis.call('HINCRBY', key('user', user, 'lines'), pool .. ' ' .. class, '-1') == 0 then
     redis.call('HDEL', key('user', user, 'lines'), pool .. ' ' .. class)
     redis.call('ZREM', key('ready', pool, class), user)
