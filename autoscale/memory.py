@@ -3,62 +3,87 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
-from autoscale.demand import COLD_STARTS, FAST_S, SLOW_S
-from autoscale.values import Arrival, Drained, PoolMemory, Replicas, Sample
+from autoscale.flow import FAST_S, SLOW_S
+from autoscale.values import Arrival, ClassSample, Drained, PoolMemory, Replicas, Sample
 
 LATE_S = 5.0
 """Samples may be read out of order, by a few seconds; one that is older than that is of a clock
 that was set back."""
+ARRIVALS_EVERY_S = 1.0
+RESET = 0.5
+"""Counters that lost so much of their value began anew; a little less is an estimate corrected."""
+COLD_STARTS = 16
 RATE_EVERY_S = 5.0
 RATE_WINDOW_S = 60.0
-RATE_MIN, RATE_MAX = 0.5, 16.0
+RATE_MIN, RATE_MAX = 0.25, 16.0
 """Estimates are of a job alone. A batch does more in a second; a shared device does less."""
+NUMBER_MAX = 1e12
+"""More GPU-seconds than all devices there are will ever do."""
+
+
+def usable(sample: Sample) -> bool:
+    """Whether each number can be one: neither negative nor beyond all reason, which NaN is too."""
+    numbers = [sample.busy, sample.start_failures, sample.start_failure_age_s]
+    if sample.cold_start_s is not None:
+        numbers.append(sample.cold_start_s)
+    for each in sample.classes.values():
+        numbers += [getattr(each, field.name) for field in fields(ClassSample)]
+    return math.isfinite(sample.at_s) and all(0 <= number <= NUMBER_MAX for number in numbers)
 
 
 def look(memory: PoolMemory, sample: Sample, replicas: Replicas, now_s: float) -> PoolMemory:
-    """Take in a sample; the same one again adds nothing."""
+    """Take in a sample; the same one again, or one from before it, adds nothing."""
     before = memory.sample
-    if before is not None and sample.at_s == before.at_s:
+    if before is not None and before.at_s - LATE_S < sample.at_s <= before.at_s:
         return memory
-    if before is not None and before.at_s - LATE_S < sample.at_s < before.at_s:
-        return replace(memory, changed_s=now_s)
     memory = replace(memory, sample=sample, changed_s=now_s)
-    memory = _arrivals(memory, sample, now_s)
+    memory = replace(memory, arrivals=_arrivals(memory.arrivals, sample, now_s))
     memory = replace(memory, jobs=highest_of(memory.jobs, sample.jobs, now_s, FAST_S))
     return _rate(memory, sample, replicas.ready, now_s)
 
 
 def highest_of(
-    window: tuple[tuple[float, int], ...], value: int, now_s: float, seconds: float
-) -> tuple[tuple[float, int], ...]:
+    window: tuple[tuple[float, float], ...], value: float, now_s: float, seconds: float
+) -> tuple[tuple[float, float], ...]:
     """What is left to remember of a window to know its maximum, which comes first."""
     kept = [each for each in window if each[0] >= now_s - seconds and each[1] > value]
     return (*kept, (now_s, value))
 
 
-def _arrivals(memory: PoolMemory, sample: Sample, now_s: float) -> PoolMemory:
-    came = Arrival(
-        now_s, {name: (each.arrived_s, each.arrived_jobs) for name, each in sample.classes.items()}
-    )
-    kept = [each for each in memory.arrivals if each.t_s >= now_s - SLOW_S]
-    if kept and sum(w for w, _ in kept[-1].classes.values()) > sample.arrived_s:
-        kept = []  # the counters began anew
-    return replace(memory, arrivals=(*kept, came))
+def _arrivals(arrivals: tuple[Arrival, ...], sample: Sample, now_s: float) -> tuple[Arrival, ...]:
+    kept = [each for each in arrivals if each.t_s >= now_s - SLOW_S]
+    came = Arrival(now_s, {name: _eligible(each) for name, each in sample.classes.items()})
+    if kept and _total(came) < RESET * _total(kept[-1]):
+        kept = []
+    if len(kept) > 1 and now_s - kept[-2].t_s < ARRIVALS_EVERY_S:
+        kept.pop()
+    return (*kept, came)
+
+
+def _eligible(seen: ClassSample) -> tuple[float, float]:
+    """What ever came without what is parked: no replica helps that, and it comes once it may run.
+    How many jobs are parked is not known, so they count as large as the others."""
+    work_s = max(0.0, seen.arrived_s - seen.parked_s)
+    return work_s, seen.arrived_jobs * (work_s / seen.arrived_s if seen.arrived_s else 1.0)
+
+
+def _total(arrival: Arrival) -> float:
+    return sum(work_s for work_s, _ in arrival.classes.values())
 
 
 def _rate(memory: PoolMemory, sample: Sample, ready: int, now_s: float) -> PoolMemory:
     """How fast replicas work, seen while none of them was idle for want of work."""
-    work_s = sample.work_s + sample.parked_s
-    now = Drained(now_s, work_s, sample.arrived_s, ready, sample.queued_s > 0)
+    full = sample.queued_s > 0 and sample.busy >= ready > 0
+    now = Drained(now_s, sample.work_s + sample.parked_s, sample.arrived_s, ready, full)
     then = memory.drained
-    if then is None or ready != then.ready or not (then.queued and now.queued and ready):
+    if then is None or not (then.full and now.full) or ready != then.ready:
         return replace(memory, drained=now)
     seconds = now_s - then.t_s
     if seconds < RATE_EVERY_S:
         return memory
-    done_s = then.work_s + (now.arrived_s - then.arrived_s) - work_s
+    done_s = then.work_s + (now.arrived_s - then.arrived_s) - now.work_s
     # What was cancelled looks as if it had been done.
     seen = min(done_s / (seconds * ready), 2 * memory.rate)
     weight = 1 - math.exp(-seconds / RATE_WINDOW_S)
@@ -67,13 +92,16 @@ def _rate(memory: PoolMemory, sample: Sample, ready: int, now_s: float) -> PoolM
 
 
 def started(memory: PoolMemory, replicas: Replicas, failures: int, now_s: float) -> PoolMemory:
-    """See whether what was asked for is there by now, and how long that took."""
-    if memory.raised is None:
-        return memory
-    asked_s, target = memory.raised
-    if failures or replicas.target < target:
-        return replace(memory, raised=None)
-    if replicas.ready < target:
-        return memory
-    took = (*memory.cold_starts_s, now_s - asked_s)[-COLD_STARTS:]
-    return replace(memory, raised=None, cold_starts_s=took)
+    """Which replicas are starting since when, and how long those took that are ready now."""
+    starts = memory.starts
+    came = min(len(starts), max(0, replicas.ready - memory.ready))
+    took = () if failures else tuple(now_s - asked_s for asked_s in starts[:came])
+    starting = max(0, replicas.target - replicas.ready)
+    starts = starts[came:][:starting]  # Serve stops the newest
+    starts += (now_s,) * (starting - len(starts))
+    return replace(
+        memory,
+        ready=replicas.ready,
+        starts=starts,
+        cold_starts_s=(*memory.cold_starts_s, *took)[-COLD_STARTS:],
+    )
