@@ -15,6 +15,8 @@ SLOW_S = 300.0
 SPIKE_SIGMA = 3.0
 """So many standard deviations of a Poisson process more than usual are a spike and not noise."""
 SPIKE_RATIO = 1.5
+LULL_SIGMA = 2.5
+"""So many fewer than usual are a lull."""
 TREND_MAX = 2.0
 EPSILON = 1e-9
 
@@ -44,6 +46,12 @@ def is_spike(fast: Flow, slow: Flow) -> bool:
     ) > SPIKE_RATIO * sum(slow.work.values())
 
 
+def is_lull(fast: Flow, slow: Flow) -> bool:
+    """Whether fewer jobs came lately than chance explains: then what was usual is no more."""
+    came, usual = (FAST_S * sum(each.jobs.values()) for each in (fast, slow))
+    return usual - came > LULL_SIGMA * math.sqrt(usual)
+
+
 def forecast(arrivals: Sequence[Arrival], now_s: float, horizon_s: float) -> Flow:
     """What will come in a second, on average until ``horizon_s`` from now: the fast window's flow
     with its trend, at least nothing and at most ``TREND_MAX`` times the flow."""
@@ -62,6 +70,13 @@ def forecast(arrivals: Sequence[Arrival], now_s: float, horizon_s: float) -> Flo
         {name: each * factor for name, each in whole.work.items()},
         {name: each * factor for name, each in whole.jobs.items()},
     )
+
+
+def since_lull(arrivals: tuple[Arrival, ...], now_s: float) -> tuple[Arrival, ...]:
+    """Without what was before a lull. The long run would remember a spike for ``SLOW_S``."""
+    if is_lull(flow(arrivals, now_s, FAST_S), flow(arrivals, now_s, SLOW_S)):
+        return tuple(_inside(arrivals, now_s, FAST_S))
+    return arrivals
 
 
 def _inside(arrivals: Sequence[Arrival], now_s: float, window_s: float) -> list[Arrival]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields, replace
 
-from autoscale.flow import FAST_S, SLOW_S
+from autoscale.flow import FAST_S, SLOW_S, since_lull
 from autoscale.values import Arrival, ClassSample, Drained, PoolMemory, Replicas, Sample
 
 LATE_S = 5.0
@@ -59,7 +59,7 @@ def _arrivals(arrivals: tuple[Arrival, ...], sample: Sample, now_s: float) -> tu
         kept = []
     if len(kept) > 1 and now_s - kept[-2].t_s < ARRIVALS_EVERY_S:
         kept.pop()
-    return (*kept, came)
+    return since_lull((*kept, came), now_s)
 
 
 def _eligible(seen: ClassSample) -> tuple[float, float]:
