@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoscale.flow import FAST_S, SLOW_S, flow, forecast, is_spike
+from autoscale.flow import FAST_S, SLOW_S, flow, is_spike, regular
 from autoscale.values import Demand, Pool, PoolMemory, Sample
 
 CLAMP = 0.5
@@ -61,9 +61,10 @@ def demand(
     cold_s, rate = cold_start_s(pool, sample, memory), memory.rate
     soon_s = [max(0.0, asked_s + cold_s - now_s) for asked_s in memory.starts]
     supply = Supply(ready, soon_s, cold_s, rate)
-    fast, slow = flow(memory.arrivals, now_s, FAST_S), flow(memory.arrivals, now_s, SLOW_S)
-    spike = is_spike(fast, slow)
-    comes = forecast(memory.arrivals, now_s, cold_s) if spike or spiking else slow
+    fast = flow(memory.arrivals, now_s, FAST_S)
+    spike = is_spike(fast, flow(memory.arrivals, now_s, SLOW_S))
+    slow = regular(memory.arrivals, now_s, SLOW_S)
+    comes = regular(memory.arrivals, now_s, FAST_S) if spike or spiking else slow
     coming_jobs = math.floor(sum(comes.jobs.values()) * cold_s + EPSILON)
 
     found = Demand()

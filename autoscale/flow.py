@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ SPIKE_SIGMA = 3.0
 SPIKE_RATIO = 1.5
 LULL_SIGMA = 2.5
 """So many fewer than usual are a lull."""
-TREND_MAX = 2.0
+QUARTERS = 4
 EPSILON = 1e-9
 
 
@@ -52,24 +54,41 @@ def is_lull(fast: Flow, slow: Flow) -> bool:
     return usual - came > LULL_SIGMA * math.sqrt(usual)
 
 
-def forecast(arrivals: Sequence[Arrival], now_s: float, horizon_s: float) -> Flow:
-    """What will come in a second, on average until ``horizon_s`` from now: the fast window's flow
-    with its trend, at least nothing and at most ``TREND_MAX`` times the flow."""
-    inside = _inside(arrivals, now_s, FAST_S)
-    whole = flow(arrivals, now_s, FAST_S)
-    now = sum(whole.work.values())
-    if len(inside) < 3 or now <= 0:
+def regular(arrivals: Sequence[Arrival], now_s: float, window_s: float) -> Flow:
+    """What came in a second in each of three quarters of the window at least, as far as it was
+    watched; nothing while that is less than ``FAST_S``.
+
+    A batch of jobs at once is in two quarters at most, so it is not taken for the first of many.
+    """
+    inside = _inside(arrivals, now_s, window_s)
+    if not inside or now_s - inside[0].t_s < FAST_S - EPSILON:
+        return Flow({}, {})
+    whole = _between(inside[0], inside[-1], FAST_S / 2)
+    mean = sum(whole.work.values())
+    if mean <= 0:
         return whole
-    middle_s = (inside[0].t_s + inside[-1].t_s) / 2
-    middle = min(inside[1:-1], key=lambda each: abs(each.t_s - middle_s))
-    early, late = _between(inside[0], middle, 1.0), _between(middle, inside[-1], 1.0)
-    rise = sum(late.work.values()) - sum(early.work.values())
-    slope = rise / max(inside[-1].t_s - middle_s, 1.0)
-    factor = min(TREND_MAX, max(0.0, (now + slope * horizon_s / 2) / now))
+    quarter_s = (inside[-1].t_s - inside[0].t_s) / QUARTERS
+    marks = [_total_at(inside, inside[0].t_s + quarter_s * n) for n in range(QUARTERS + 1)]
+    came = sorted(after - before for before, after in itertools.pairwise(marks))
+    factor = max(0.0, came[1]) / quarter_s / mean
     return Flow(
         {name: each * factor for name, each in whole.work.items()},
         {name: each * factor for name, each in whole.jobs.items()},
     )
+
+
+def _total_at(arrivals: Sequence[Arrival], at_s: float) -> float:
+    """Work that had come by then, on the line between the looks before and after."""
+    n = bisect.bisect_left(arrivals, at_s, key=lambda each: each.t_s)
+    if n == 0 or n == len(arrivals):
+        return _total(arrivals[min(n, len(arrivals) - 1)])
+    before, after = arrivals[n - 1], arrivals[n]
+    part = (at_s - before.t_s) / (after.t_s - before.t_s)
+    return _total(before) + part * (_total(after) - _total(before))
+
+
+def _total(arrival: Arrival) -> float:
+    return sum(work_s for work_s, _ in arrival.classes.values())
 
 
 def since_lull(arrivals: tuple[Arrival, ...], now_s: float) -> tuple[Arrival, ...]:

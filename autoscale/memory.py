@@ -17,7 +17,7 @@ RESET = 0.5
 COLD_STARTS = 16
 RATE_EVERY_S = 5.0
 RATE_WINDOW_S = 60.0
-RATE_MIN, RATE_MAX = 0.25, 16.0
+RATE_MIN, RATE_MAX = 0.5, 16.0
 """Estimates are of a job alone. A batch does more in a second; a shared device does less."""
 NUMBER_MAX = 1e12
 """More GPU-seconds than all devices there are will ever do."""

@@ -37,8 +37,8 @@ STALE_S = 30.0
 SPIKE_KEEP_S = 2 * FAST_S
 """For so long after a spike a pool does not shrink, and the fast window counts."""
 MOVE_S = 10.0
-UP_LEAST, UP_FACTOR = 4, 2
-"""In MOVE_S a pool may double, or come to 4: a wrong figure does not order a hundred replicas."""
+UP_LEAST, UP_FACTOR = 8, 2
+"""In MOVE_S a pool may double, or come to 8: a wrong figure does not order a hundred replicas."""
 DOWN_SHARE = 0.25
 """In MOVE_S a pool may lose so much, or one."""
 BACKOFF_S, BACKOFF_S_MAX = 10.0, 300.0

@@ -1,7 +1,8 @@
-"""Pools for tests of the autoscaling policy: one told what it sees, and whole simulated clusters."""
+"""Pools for tests of the autoscaling policy: one told what it sees, and simulated clusters."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,7 +31,9 @@ def pool(name: str = "wan", **scaling: Any) -> Pool:
     return Pool(name, Scaling(**{"max_replicas": 16, **scaling}), objectives_s, 1.0, 1.0, price)
 
 
-def sample(at_s: float, *, busy: int = 0, starts: Mapping[str, Any] | None = None, **classes: Any) -> Sample:
+def sample(
+    at_s: float, *, busy: int = 0, starts: Mapping[str, Any] | None = None, **classes: Any
+) -> Sample:
     """``standard=(3, 90.0)`` are three jobs that wait with 90 s of work; or a ClassSample."""
     return Sample(
         at_s,
@@ -58,7 +61,9 @@ class Told:
     budget: Budget = field(default_factory=Budget)
     targets: list[int] = field(default_factory=list)
 
-    def see(self, seconds: float, look: Callable[[float], Sample | None] | Sample | None) -> Decision:
+    def see(
+        self, seconds: float, look: Callable[[float], Sample | None] | Sample | None
+    ) -> Decision:
         """So many seconds of this, with a decision in each; the last one."""
         for _ in range(max(1, int(seconds))):
             seen = look(self.now_s) if callable(look) else look
@@ -131,12 +136,20 @@ def simulated(
     )
 
 
-def jobs(count: int, at_s: float, work_s: float, service_class: str = "standard", *, every_s: float = 0.0, user: str = "") -> list[Job]:
+def jobs(
+    count: int,
+    at_s: float,
+    work_s: float,
+    service_class: str = "standard",
+    *,
+    every_s: float = 0.0,
+    user: str = "",
+) -> list[Job]:
     """``count`` of them, one after another."""
     return [Job(at_s + n * every_s, work_s, service_class, user) for n in range(count)]
 
 
 def direction_changes(targets: Sequence[int]) -> int:
     """How often it went the other way."""
-    moves = [now - before for before, now in zip(targets, targets[1:], strict=False) if now != before]
-    return sum((one > 0) != (other > 0) for one, other in zip(moves, moves[1:], strict=False))
+    moves = [now - before for before, now in itertools.pairwise(targets) if now != before]
+    return sum((one > 0) != (other > 0) for one, other in itertools.pairwise(moves))

@@ -150,7 +150,7 @@ class SimulatedPool:
         return sorted(self.queued, key=lambda job: (seats.index(job.service_class), job.created_s))
 
     def _lease(self, now_s: float) -> None:
-        """To the idle ones first, the oldest of them first; a higher class takes a lower's place."""
+        """To idle ones first, the oldest of them first; a higher class takes a lower's place."""
         if not self.queued:
             return
         seats = list(self.pool.objectives_s)
@@ -162,7 +162,9 @@ class SimulatedPool:
             if open_:
                 replica = min(open_, key=lambda each: len(each.runs))
             else:
-                runs = [(seats.index(run.service_class), run.left_s) for r in running for run in r.runs]
+                runs = [
+                    (seats.index(run.service_class), run.left_s) for r in running for run in r.runs
+                ]
                 if not runs or max(runs)[0] <= seats.index(job.service_class):
                     return
                 replica, victim = max(
@@ -223,17 +225,16 @@ class SimulatedPool:
 
 @dataclass
 class Scraper:
-    """Looks every ``every_s``; what it saw is there ``delay_s`` later. ``blind`` are the times, from
-    and to, in which it says nothing, ``stuck`` those in which it repeats what it said before."""
+    """Looks every ``every_s``; what it saw is there ``delay_s`` later. From ``blind[0]`` to
+    ``blind[1]`` it says nothing."""
 
     every_s: float = 5.0
     delay_s: float = 1.0
     blind: tuple[float, float] = (NEVER, NEVER)
-    stuck: tuple[float, float] = (NEVER, NEVER)
     seen: list[tuple[float, Mapping[str, Sample]]] = field(default_factory=list)
 
     def look(self, pools: Mapping[str, SimulatedPool], now_s: float) -> Mapping[str, Sample | None]:
-        if now_s % self.every_s == 0 and not self.stuck[0] <= now_s < self.stuck[1]:
+        if now_s % self.every_s == 0:
             self.seen.append((now_s, {name: each.sample(now_s) for name, each in pools.items()}))
             self.seen = self.seen[-8:]
         there = [samples for at_s, samples in self.seen if at_s <= now_s - self.delay_s]
@@ -264,7 +265,6 @@ class Cluster:
             name: Replicas(each.target, len(each.running)) for name, each in self.pools.items()
         }
         targets = self.rule(self.scraper.look(self.pools, self.now_s), replicas, self.now_s)
-        used = 0
         for name, each in self.pools.items():
             each.target = targets[name]
             others = sum(
@@ -273,4 +273,4 @@ class Cluster:
                 if other is not each
                 for replica in other.replicas
             )
-            each.tick(self.now_s, self.devices - others - used)
+            each.tick(self.now_s, self.devices - others)

@@ -1,9 +1,9 @@
 """Loads that look like what a cluster for generated media met.
 
-Fitted to figures of Alibaba's trace of such a cluster (cluster-trace-v2026-GenAI, SoCC 2025), whose
-records are not used: service times of 23 s at the median, 92 s at p99, a coefficient of variation of
-0.66; loading a base model 23 s at the median, 45 s at p95; requests by 57 s bins that peak at 3.3
-times the mean and jump by 2.8 times at p99.
+Fitted to figures of Alibaba's trace of such a cluster (cluster-trace-v2026-GenAI, SoCC 2025),
+whose records are not used: service times of 23 s at the median, 92 s at p99, a coefficient of
+variation of 0.66; loading a base model 23 s at the median, 45 s at p95; requests by bins of 57 s
+that peak at 3.3 times the mean and jump by 2.8 times at p99.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ JUMP = 2.8
 BIN_S = 57.0
 CLASSES: Mapping[str, float] = {"burst": 0.2, "standard": 0.6, "relaxed": 0.2}
 OBJECTIVES_S: Mapping[str, float] = {"burst": 30.0, "standard": 180.0, "relaxed": 900.0}
-"""The objectives that a model has unless its catalog says otherwise; the relaxed class has none, and
-is drained within 15 minutes."""
+"""Those that a model has unless its catalog says otherwise; the relaxed class has none, and is
+drained within 15 minutes."""
 SECONDS = 7200.0
 MEAN_S = SERVICE_P50_S * math.exp(SERVICE_SIGMA**2 / 2)
 
