@@ -12,8 +12,6 @@ LATE_S = 5.0
 """Samples may be read out of order, by a few seconds; one that is older than that is of a clock
 that was set back."""
 ARRIVALS_EVERY_S = 1.0
-RESET = 0.5
-"""Counters that lost so much of their value began anew; a little less is an estimate corrected."""
 COLD_STARTS = 16
 RATE_EVERY_S = 5.0
 RATE_WINDOW_S = 60.0
@@ -39,7 +37,7 @@ def look(memory: PoolMemory, sample: Sample, replicas: Replicas, now_s: float) -
     if before is not None and before.at_s - LATE_S < sample.at_s <= before.at_s:
         return memory
     memory = replace(memory, sample=sample, changed_s=now_s)
-    memory = replace(memory, arrivals=_arrivals(memory.arrivals, sample, now_s))
+    memory = replace(memory, arrivals=_arrivals(memory, before, sample, now_s))
     memory = replace(memory, jobs=highest_of(memory.jobs, sample.jobs, now_s, FAST_S))
     return _rate(memory, sample, replicas.ready, now_s)
 
@@ -52,25 +50,32 @@ def highest_of(
     return (*kept, (now_s, value))
 
 
-def _arrivals(arrivals: tuple[Arrival, ...], sample: Sample, now_s: float) -> tuple[Arrival, ...]:
-    kept = [each for each in arrivals if each.t_s >= now_s - SLOW_S]
-    came = Arrival(now_s, {name: _eligible(each) for name, each in sample.classes.items()})
-    if kept and _total(came) < RESET * _total(kept[-1]):
-        kept = []
+def _arrivals(
+    memory: PoolMemory, before: Sample | None, sample: Sample, now_s: float
+) -> tuple[Arrival, ...]:
+    kept = [each for each in memory.arrivals if each.t_s >= now_s - SLOW_S]
+    total = dict(kept[-1].classes) if kept else {}
+    for name, seen in sample.classes.items():
+        work_s, jobs = total.get(name, (0.0, 0.0))
+        more_s, more_jobs = _came(before.classes.get(name) if before else None, seen)
+        total[name] = (work_s + more_s, jobs + more_jobs)
     if len(kept) > 1 and now_s - kept[-2].t_s < ARRIVALS_EVERY_S:
         kept.pop()
-    return since_lull((*kept, came), now_s)
+    return since_lull((*kept, Arrival(now_s, total)), now_s)
 
 
-def _eligible(seen: ClassSample) -> tuple[float, float]:
-    """What ever came without what is parked: no replica helps that, and it comes once it may run.
-    How many jobs are parked is not known, so they count as large as the others."""
-    work_s = max(0.0, seen.arrived_s - seen.parked_s)
-    return work_s, seen.arrived_jobs * (work_s / seen.arrived_s if seen.arrived_s else 1.0)
+def _came(before: ClassSample | None, now: ClassSample) -> tuple[float, float]:
+    """Work and jobs; nothing when the counters began anew.
 
-
-def _total(arrival: Arrival) -> float:
-    return sum(work_s for work_s, _ in arrival.classes.values())
+    What was parked meanwhile did not come, as no replica would help it. How many jobs that are is
+    not known, so they count as large as the others.
+    """
+    if before is None:
+        return 0.0, 0.0
+    arrived_s = max(0.0, now.arrived_s - before.arrived_s)
+    work_s = max(0.0, arrived_s - max(0.0, now.parked_s - before.parked_s))
+    jobs = max(0.0, now.arrived_jobs - before.arrived_jobs)
+    return work_s, jobs * (work_s / arrived_s if arrived_s else 1.0)
 
 
 def _rate(memory: PoolMemory, sample: Sample, ready: int, now_s: float) -> PoolMemory:

@@ -114,7 +114,7 @@ def _plan(
     memory = started(memory, replicas, latest.start_failures, now_s)
 
     spiking = memory.spike_s is not None and now_s - memory.spike_s < SPIKE_KEEP_S
-    asked = demand(pool, latest, memory, replicas.ready, now_s, spiking=spiking)
+    asked = demand(pool, latest, memory, replicas.target, replicas.ready, now_s, spiking=spiking)
     wanted = _within(pool, asked.need + pool.scaling.buffer)
     memory = _note(memory, pool, asked, wanted, replicas.target, now_s)
     plan = _Plan(

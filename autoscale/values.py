@@ -186,7 +186,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Arrival:
-    """What had ever come by ``t_s``: by class (work in seconds, jobs)."""
+    """What had come by ``t_s`` since there is a memory: by class (work in seconds, jobs)."""
 
     t_s: float
     classes: Mapping[str, tuple[float, float]]
