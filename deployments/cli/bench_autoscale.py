@@ -13,9 +13,9 @@ SEEDS, SEEDS_QUICK = 10, 1
 SECONDS_QUICK = 1200.0
 
 SIMULATED = (
-    "Simulated: one pool of at most 48 replicas on a virtual clock, with service times, cold starts "
-    "and bursts fitted to a published trace of generated media. Reelserve's policy is production's; "
-    "the others' rules are emulated, the systems did not run."
+    "Simulated: one pool of at most 48 replicas on a virtual clock, with service times, cold "
+    "starts and bursts fitted to a published trace of generated media. Reelserve's policy is "
+    "production's; the others' rules are emulated, the systems did not run."
 )
 
 

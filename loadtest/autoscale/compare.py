@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import mean
 from typing import Any
 
@@ -15,6 +16,7 @@ from loadtest.autoscale.work import jobs as arrivals
 
 RULES: Mapping[str, Callable[[Sequence[Pool]], Rule]] = {
     "reelserve": Reelserve,
+    "reelserve_buffer_1": lambda pools: Reelserve([_with_buffer(pool) for pool in pools]),
     "fixed_max": FixedAtMax,
     "queue_length": QueueLength,
     "concurrency": Concurrency,
@@ -22,6 +24,10 @@ RULES: Mapping[str, Callable[[Sequence[Pool]], Rule]] = {
 REPLICAS_MAX = 48
 DRAIN_S = 900.0
 """What came is done by so long after the last job, or counts as not begun."""
+
+
+def _with_buffer(pool: Pool) -> Pool:
+    return replace(pool, scaling=replace(pool.scaling, buffer=1))
 
 
 def run(load: str, rule: str, seed: int, seconds: float = SECONDS) -> dict[str, float]:
@@ -62,9 +68,12 @@ def turns(targets: Sequence[int]) -> int:
 
 
 def compare(
-    seeds: int, seconds: float, progress: Callable[[str], None], loads: Sequence[str] = tuple(LOADS)
+    seeds: int,
+    seconds: float,
+    progress: Callable[[str], None],
+    loads: Sequence[str] = tuple(LOADS),
 ) -> dict[str, Any]:
-    """Figures by load and rule, the mean over the seeds; and Reelserve's against each other rule."""
+    """Figures by load and rule, means over the seeds; and Reelserve's against each other rule."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for load in loads:
         found[load] = {}

@@ -57,8 +57,8 @@ def idle_then_spike(seed: int) -> Rate:
 
 
 def flash_crowd(seed: int) -> Rate:
-    """3, and for five minutes of each hour 30."""
-    return lambda at_s: 30.0 if 1800 <= at_s % 3600 < 2100 else 3.0
+    """3, and 30 for three minutes of each 36."""
+    return lambda at_s: 30.0 if 900 <= at_s % 2160 < 1080 else 3.0
 
 
 def sparse(seed: int) -> Rate:
