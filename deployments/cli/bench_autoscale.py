@@ -9,7 +9,7 @@ import typer
 
 from deployments.cli.output import JsonOption, reporting, table
 
-SEEDS, SEEDS_QUICK = 10, 1
+SEEDS, SEEDS_QUICK = 6, 1
 SECONDS_QUICK = 1200.0
 
 SIMULATED = (

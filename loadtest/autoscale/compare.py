@@ -51,7 +51,7 @@ def figures(stream: Sequence[Job], pool: SimulatedPool) -> dict[str, float]:
     }
     hours = len(pool.targets) / 3600
     return {
-        "attained": mean(each for all_ in begun.values() for each in all_),
+        "attained": mean([each for all_ in begun.values() for each in all_] or [True]),
         **{f"attained_{name}": mean(found or [True]) for name, found in begun.items()},
         "replica_s": pool.replica_s,
         "utilization": sum(job.work_s for job in stream) / max(1.0, pool.replica_s),

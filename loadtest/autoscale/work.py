@@ -82,7 +82,7 @@ def jobs(load: str, seed: int, seconds: float = SECONDS) -> list[Job]:
     rate = LOADS[load](seed)
     highest = max(rate(at_s) for at_s in range(int(seconds))) / MEAN_S
     found, at_s = [], 0.0
-    while (at_s := at_s + chance.expovariate(highest)) < seconds:
+    while highest and (at_s := at_s + chance.expovariate(highest)) < seconds:
         if chance.random() < rate(at_s) / MEAN_S / highest:
             work_s = chance.lognormvariate(math.log(SERVICE_P50_S), SERVICE_SIGMA)
             service_class = chance.choices(list(CLASSES), list(CLASSES.values()))[0]

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -89,7 +90,7 @@ def walks(draw: st.DrawFn, failures: bool = True, lost: bool = True) -> list[Ste
     each, memory, now_s = draw(pools()), Memory(), 100.0
     targets = {one.name: draw(st.integers(0, 40)) for one in each}
     seen_at = st.none() | samples(failures) if lost else samples(failures)
-    steps = []
+    steps: list[Step] = []
     for _ in range(draw(st.integers(1, TICKS))):
         now_s += draw(st.sampled_from([0.1, 1.0, 1.0, 10.0, 100.0]))
         seen = {one.name: draw(seen_at) for one in each}
@@ -162,8 +163,8 @@ def test_equal_arguments_give_equal_outcomes_whatever_the_order_of_pools(
         one = decide(each, seen, replicas, Budget(9, None), memories[0], now_s)
         other = decide(
             each[::-1],
-            dict(reversed(seen.items())),
-            dict(reversed(replicas.items())),
+            dict(reversed(list(seen.items()))),
+            dict(reversed(list(replicas.items()))),
             Budget(9, None),
             memories[1],
             now_s,
@@ -197,7 +198,8 @@ def test_more_work_never_asks_for_fewer_replicas(
     before = outcome.decisions[one.name].target
     replicas = {one.name: Replicas(before, before)}
     was = seen.classes[service_class]
-    is_ = replace(was, **{name: getattr(was, name) + value for name, value in extra.items()})
+    grown: dict[str, Any] = {name: getattr(was, name) + value for name, value in extra.items()}
+    is_ = replace(was, **grown)
     fuller = replace(seen, classes={**seen.classes, service_class: is_})
     wanted = [
         decide([one], {one.name: look}, replicas, Budget(), outcome.memory, now_s + 1).decisions[
