@@ -269,7 +269,7 @@ def test_no_number_makes_it_raise(data: st.DataObject) -> None:
 @pytest.mark.parametrize("name", [each.name for each in fields(ClassSample)])
 def test_a_sample_with_an_impossible_number_is_none(name: str, bad: float) -> None:
     told = Told(pool(), 5)
-    impossible = replace(ClassSample(), **{name: bad})
+    impossible = replace(ClassSample(), **{name: bad})  # type: ignore[arg-type]
     decision = told.see(100, sample(0.0, standard=impossible))
     assert decision.bound == "hold"
     assert set(told.targets) == {5}
