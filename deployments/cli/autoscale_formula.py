@@ -70,11 +70,8 @@ def _horizon(decision: Decision) -> str:
 
 def _drain(decision: Decision) -> str:
     """What waits begins within the objective; replicas that are not ready come later."""
-    demand, ready, cold_s = (
-        decision["demand"],
-        decision["ready"],
-        decision["demand"]["cold_start_s"],
-    )
+    demand, ready = decision["demand"], decision["ready"]
+    cold_s = demand["cold_start_s"]
     ahead, whose, objective_s, waited_s = _ahead(decision)
     left_s = max(objective_s - waited_s, CLAMP * objective_s)
     work = _work(ahead, whose, left_s, demand["rate"])
