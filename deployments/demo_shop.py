@@ -48,6 +48,7 @@ def prepare(folder: Path) -> dict[str, Any]:
     and a model that makes one clip at a time, so that there is a line to skip."""
     entry = StackSettings().catalog().resolve("demo-wan").model_dump(mode="json")
     entry["placement"]["slots"] = 1
+    entry["scaling"] = None  # a second replica would shorten the line that is skipped
     (folder / "catalog").mkdir()
     (folder / "catalog" / "demo-wan.yaml").write_text(yaml.safe_dump(entry, sort_keys=False))
     (folder / "tiers.yaml").write_text(yaml.safe_dump(TIERS))

@@ -141,7 +141,7 @@ def _limits(decision: Mapping[str, Any]) -> str | None:
     scaling, budget = decision["scaling"], decision["budget"]
     if scaling is None:
         return None
-    shared = [f"{budget[name]:g} {name}" for name in ("gpus", "cpus") if budget[name] is not None]
+    shared = [f"{budget[name]:g} {name}" for name in ("gpus", "cpus") if budget[name]]
     together = f"; all pools together {' and '.join(shared)}" if shared else ""
     return (
         f"{scaling['min_replicas']} to {scaling['max_replicas']} replicas, buffer "

@@ -150,6 +150,8 @@ def own_stack(out: Output) -> Iterator[LocalStack]:
     for name in [name for name in os.environ if name.startswith(ENV_PREFIX) and name not in KEPT]:
         del os.environ[name]  # they may name a Redis that others use
     os.environ["REELSERVE_JOBS_QUEUE_MAX"] = str(QUEUE_MAX)
+    # A replica that starts amid it would take the cores that are measured.
+    os.environ["REELSERVE_AUTOSCALE_ENABLED"] = "false"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with TemporaryDirectory(prefix="reelserve-bench-") as folder:

@@ -88,6 +88,7 @@ def write_entry(
 ) -> None:
     entry = yaml.safe_load((ROOT / "deployments/catalog/demo-wan.yaml").read_text())
     entry["description"] = description
+    entry["scaling"] = None  # replicas come and go as a test says
     entry["placement"].update(replicas=replicas, slots=1)  # so that jobs wait
     entry["checkpoint"] = {"every_s": 3600, "every_steps": every_steps}
     (catalog / "demo-wan.yaml").write_text(yaml.safe_dump(entry, sort_keys=False))
