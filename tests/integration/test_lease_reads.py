@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -37,7 +38,7 @@ async def counted(
     return lease.job.id, [stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in commands]
 
 
-async def everyone(queue: JobQueue, users: Sequence[str], **changes: int) -> list[Job]:
+async def everyone(queue: JobQueue, users: Sequence[str], **changes: Any) -> list[Job]:
     """A job of each, the later ones with more work."""
     return [
         await submit(queue, user=user, est_device_ms=5000 + n, **changes)

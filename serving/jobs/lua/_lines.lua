@@ -128,16 +128,18 @@ local function park_or_wake(user)
 end
 
 local function add_to_backlog(pool, class, jobs, ms)
-  redis.call('HINCRBY', key('backlog', pool), class .. ':jobs', jobs)
-  redis.call('HINCRBY', key('backlog', pool), class .. ':ms', ms)
+  local backlog = key('backlog', pool)
+  redis.call('HINCRBY', backlog, class .. ':jobs', jobs)
+  redis.call('HINCRBY', backlog, class .. ':ms', ms)
 end
 
 -- Into the user's lines.
 local function enqueue_new(id, pool, place, seq, created, total, left, user, class, now)
   redis.call('ZADD', key('queued', pool), seq, id)
   local scores = order_scores(tonumber(created), tonumber(total), tonumber(left))
-  for i, order in ipairs(ORDERS) do
-    redis.call('ZADD', line(pool, class, user, order.name), string.format('%d', scores[i]), place)
+  local lines = key('line', pool, class, user) .. ':'
+  for i = 1, #ORDERS do
+    redis.call('ZADD', lines .. ORDERS[i].name, string.format('%d', scores[i]), place)
   end
   add_to_backlog(pool, class, '1', left)
   if redis.call('HINCRBY', key('user', user, 'lines'), pool .. ' ' .. class, '1') == 1 then
