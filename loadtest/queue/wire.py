@@ -196,11 +196,11 @@ def drive(
 
     A reply's time is taken when it is read, before any coroutine goes on. With ``unread_s`` it is
     taken when the reply arrived, by the kernel: what one process computes for one connection is
-    then no part of what the others waited. For how long each reply lay there unread is added to
-    ``unread_s``. Where the kernel does not say, both are the same.
+    then no part of what the others waited. For how long each reply, or piece of one, lay there
+    unread is added to ``unread_s``. Where the kernel does not say, both are the same.
     """
     receive = _read if unread_s is None else _arrived
-    clock = time.time
+    clock = time.perf_counter if unread_s is None else time.time
     poll = select.poll()
     busy = {
         each.fileno(): (each, coroutine) for each, coroutine in zip(connections, work, strict=True)
@@ -239,7 +239,7 @@ def drive(
 
 
 def _read(connection: socket.socket) -> tuple[bytes, float, float]:
-    reply, read_s = _received(connection), time.time()
+    reply, read_s = _received(connection), time.perf_counter()
     return reply, read_s, read_s
 
 

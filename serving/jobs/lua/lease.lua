@@ -17,8 +17,8 @@
 -- For HOLD_MS after it was queued, a job is left to an idle replica if there is one (unless it
 -- costs this one next to nothing), and to the one that still has its latents in memory.
 local HOLD_MS, RUNNING, EMPTYING_MS = 500, 64, 10000
--- Else Lua sweeps all its memory within one or two leases, of 12 or so, and these take milliseconds more. At
--- this it does a fifth of that at a time, the least it can, and has a few megabytes in place of one.
+-- Else Lua now and then sweeps all its memory within one or two leases, which take milliseconds more. At this it
+-- does a fifth as much at a time, the least it can, and its memory grows from one megabyte to a few.
 collectgarbage('setstepmul', 40)
 local pool, replica, lease_ms, token = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local attempts_max, room = tonumber(ARGV[5]), cjson.decode(ARGV[7])
