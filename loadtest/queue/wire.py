@@ -199,7 +199,7 @@ def drive(
     then no part of what the others waited. For how long each reply, or piece of one, lay there
     unread is added to ``unread_s``. Where the kernel does not say, both are the same.
     """
-    receive = _read if unread_s is None else _arrived
+    receive = _read if unread_s is None else arrived
     clock = time.perf_counter if unread_s is None else time.time
     poll = select.poll()
     busy = {
@@ -243,8 +243,12 @@ def _read(connection: socket.socket) -> tuple[bytes, float, float]:
     return reply, read_s, read_s
 
 
-def _arrived(connection: socket.socket) -> tuple[bytes, float, float]:
-    """A reply, when it arrived, and when it was read."""
+def arrived(connection: socket.socket) -> tuple[bytes, float, float]:
+    """A reply, when it arrived, and when it was read.
+
+    The kernel begins to say so a moment after it was asked (SO_TIMESTAMPNS); what it received
+    before counts as having arrived when it was read.
+    """
     reply, said, _, _ = connection.recvmsg(CHUNK_BYTES, socket.CMSG_SPACE(STAMP.size))
     read_s = time.time()
     if not reply:

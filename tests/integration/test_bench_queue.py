@@ -19,7 +19,16 @@ from loadtest.queue import admission, backlog
 from loadtest.queue.admission import Turn, bench_admission, summarised
 from loadtest.queue.backlog import bench_queue
 from loadtest.queue.calls import POOL, Submission, Submit, specification
-from loadtest.queue.wire import Exchange, Incomplete, WireCell, command, drive, parse
+from loadtest.queue.wire import (
+    SO_TIMESTAMPNS,
+    Exchange,
+    Incomplete,
+    WireCell,
+    arrived,
+    command,
+    drive,
+    parse,
+)
 from loadtest.summary import judged
 from serving.jobs import CELL, Cell, JobQueue, Limits, State
 
@@ -119,6 +128,14 @@ def test_what_the_client_computes_for_one_connection_is_no_wait_of_another(
         for _ in range(2):
             theirs.append(stack.enter_context(socket.create_connection(listening.getsockname())))
             ours.append(stack.enter_context(listening.accept()[0]))
+        # The kernel takes a moment to begin.
+        theirs[0].setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        unread = 0.0
+        while unread < 0.005:
+            ours[0].sendall(b"+OK\r\n")
+            time.sleep(0.01)
+            _, arrived_s, read_s = arrived(theirs[0])
+            unread = read_s - arrived_s
         server = threading.Thread(target=serve, args=(ours,))
         server.start()
         unread_s: list[float] = []
