@@ -17,8 +17,10 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import ApplicationStatusOverview, ServeDeploySchema
 
+from autoscale.settings import AutoscaleSettings
+from deployments.autoscaling import POLICY
 from deployments.connections import open_redis
 from deployments.ingress import Ingress
 from deployments.replica import ModelReplica
@@ -35,6 +37,19 @@ APP_NAME = "reelserve"
 INGRESS_ONGOING_MAX = 20_000
 """Idle clients (streams, long polls) count as ongoing; Serve's default of 5 would starve all."""
 POLL_S = 0.2
+AUTOSCALING = {
+    "min_replicas": 0,
+    "max_replicas": 100_000,
+    "upscale_delay_s": 0,
+    "downscale_delay_s": 0,
+    "downscale_to_zero_delay_s": 0,
+    "upscaling_factor": 1,
+    "downscaling_factor": 1,
+}
+"""Our policy decides within the catalog's bounds, and Serve does at once what it says. With a
+minimum of 0 the policy can take back a pool whose replicas fail to start: Serve, which gives a pool
+up after three failures, then forgets them. ``initial_replicas`` is absent because Serve returns to
+it whenever a deployment changes, in the middle of a spike too."""
 
 
 def build(args: Mapping[str, str]) -> Application:
@@ -55,31 +70,39 @@ def serve_config(
     ``learned`` is by model what earlier deployments found out about its work.
     """
     learned = learned or {}
-    models = settings.catalog().models.values()
+    models = [*settings.catalog().models.values()]
+    scales = AutoscaleSettings()
     ingress = {
         "name": "ingress",
         "num_replicas": settings.ingress_replicas,
         "max_ongoing_requests": INGRESS_ONGOING_MAX,
         "ray_actor_options": {"num_cpus": 0.1, "runtime_env": _version_env(*models)},
     }
-    pools = [_pool(model, learned.get(model.id, ())) for model in models]
-    return {
-        "applications": [
-            {
-                "name": APP_NAME,
-                "route_prefix": "/",
-                "import_path": "deployments.application:build",
-                "deployments": [ingress, *pools],
-            }
-        ]
+    pools = [_pool(model, learned.get(model.id, ()), scales.enabled) for model in models]
+    app: dict[str, Any] = {
+        "name": APP_NAME,
+        "route_prefix": "/",
+        "import_path": "deployments.application:build",
+        "logging_config": logging_config(settings),
+        "deployments": [ingress, *pools],
     }
+    if scales.enabled and any(model.scaling for model in models):
+        app["autoscaling_policy"] = {"policy_function": POLICY}
+    return {"applications": [app]}
 
 
-def _pool(model: Model, learned: Sequence[CostModel]) -> dict[str, Any]:
+def logging_config(settings: StackSettings) -> dict[str, Any]:
+    """How Serve writes its own lines. Of requests it would write one for every poll."""
+    encoding = "JSON" if settings.logs == "json" else "TEXT"
+    return {"encoding": encoding, "enable_access_log": False}
+
+
+def _pool(model: Model, learned: Sequence[CostModel], scales: bool) -> dict[str, Any]:
     place = model.placement
+    scaled = model.scaling if scales else None
     return {
         "name": model.id,
-        "num_replicas": place.replicas,
+        **({"autoscaling_config": AUTOSCALING} if scaled else {"num_replicas": place.replicas}),
         # The worker stops leasing in its drain hook, so Serve should get there at once.
         "graceful_shutdown_wait_loop_s": 0.1,
         "graceful_shutdown_timeout_s": drain_s(model, learned) + 5,
@@ -101,12 +124,14 @@ def _version_env(*models: Model) -> dict[str, Any]:
 def model_version(model: Model) -> str:
     """What replicas of a model must be replaced for: anything but their number."""
     place = model.placement.model_copy(update={"replicas": 1})
-    text = f"{version('reelserve')} {model.model_copy(update={'placement': place})!r}"
+    same = model.model_copy(update={"placement": place, "scaling": None})
+    text = f"{version('reelserve')} {same!r}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def deploy(settings: StackSettings, timeout_s: float) -> None:
-    """Deploy on the Ray cluster this process is connected to, and wait until it runs.
+    """Deploy on the Ray cluster this process is connected to, and wait until it runs, with the
+    replicas that each pool always has.
 
     Raises :class:`ConfigError` with the reason when a deployment does not start.
     """
@@ -115,18 +140,45 @@ def deploy(settings: StackSettings, timeout_s: float) -> None:
     learned = asyncio.run(learned_costs(settings))
     config = ServeDeploySchema.model_validate(serve_config(settings, learned))
     _get_global_client().deploy_apps(config)
+    floors = _floors(settings)
     deadline = time.monotonic() + timeout_s
     while True:
         app = serve.status().applications.get(APP_NAME)
-        if app is not None and app.status == "RUNNING":
+        if app is not None and _runs(app, floors):
             return
-        if app is not None and app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            said = [d.message for d in app.deployments.values() if d.status == "DEPLOY_FAILED"]
-            why = "; ".join(_last_error(text) for text in said or [app.message])
-            raise ConfigError(f"the application did not start: {why}")
         if time.monotonic() > deadline:
             raise ConfigError(f"the application did not start within {timeout_s:.0f} s")
         time.sleep(POLL_S)
+
+
+def _floors(settings: StackSettings) -> dict[str, int]:
+    """How many replicas each scaled pool has when there is nothing to do."""
+    if not AutoscaleSettings().enabled:
+        return {}
+    scaled = {name: each.scaling for name, each in settings.catalog().models.items()}
+    return {name: each.min_replicas + each.buffer for name, each in scaled.items() if each}
+
+
+def _runs(app: ApplicationStatusOverview, floors: Mapping[str, int]) -> bool:
+    """Whether all of it does. The policy takes back what fails to start before Serve gives it up,
+    so a failure shows in the message first."""
+    if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        said = [d.message for d in app.deployments.values() if d.status == "DEPLOY_FAILED"]
+        raise _did_not_start(said or [app.message])
+    running = {
+        name: deployment.replica_states.get("RUNNING", 0)
+        for name, deployment in app.deployments.items()
+    }
+    missing = [name for name, floor in floors.items() if running.get(name, 0) < floor]
+    said = [app.deployments[name].message for name in missing if name in app.deployments]
+    if failed := [text for text in said if "failed to start" in text]:
+        raise _did_not_start(failed)
+    return app.status == "RUNNING" and not missing
+
+
+def _did_not_start(messages: Sequence[str]) -> ConfigError:
+    why = "; ".join(_last_error(text) for text in messages)
+    return ConfigError(f"the application did not start: {why}")
 
 
 async def learned_costs(settings: StackSettings) -> dict[str, Sequence[CostModel]]:

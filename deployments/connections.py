@@ -22,9 +22,10 @@ from quota.redis_ledger import RedisLedger
 from quota.settings import QuotaSettings
 from quota.tiers import TierFile
 from serving.api import ApiSettings, Keys, Services, UrlSigner, Users
-from serving.jobs import CELL, Cell, CostReader, CostStore, JobQueue, JobSettings, Upkeep
+from serving.jobs import CELL, Cell, CostReader, CostStore, Decisions, JobQueue, JobSettings, Upkeep
 from serving.media import ArtifactStore, open_store
 from serving.plan.errors import ConfigError
+from serving.tracing import NO_TRACER, Tracer
 
 REDIS_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 128
@@ -58,28 +59,36 @@ class Backends:
     redis: Redis
     cell: Cell
     store: ArtifactStore
+    tracer: Tracer
 
     async def close(self) -> None:
+        await asyncio.to_thread(self.tracer.close)
         await self.redis.aclose()
 
 
-def open_backends(settings: StackSettings) -> Backends:
+def open_backends(settings: StackSettings, tracer: Tracer) -> Backends:
     redis = open_redis(settings)
-    return Backends(redis, Cell(redis), open_store(settings.store_url))
+    return Backends(redis, Cell(redis), open_store(settings.store_url), tracer)
 
 
 @asynccontextmanager
-async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncIterator[Services]:
-    """What the API works with, for the life of one ingress replica, and its housekeeping."""
-    backends = open_backends(settings)
+async def open_services(
+    settings: StackSettings, api: ApiSettings, tracer: Tracer = NO_TRACER
+) -> AsyncIterator[Services]:
+    """What the API works with, for the life of one ingress replica, and its housekeeping. It
+    closes the tracer at the end."""
+    backends = open_backends(settings, tracer)
     provider = open_shop(settings, backends.cell, api.public_url)
     jobs = JobSettings()
     await backends.cell.check_schema()
     queue = JobQueue(backends.cell, jobs)
     quota = QuotaSettings()
     tiers, packs = TierFile(quota.tiers_path), PackFile(quota.packs_path)
+    catalog = settings.catalog()
+    models = list(catalog.models.values())
     housekeeping = asyncio.create_task(
-        keep_house(Upkeep(backends.cell, jobs), backends.store, queue, tiers), name="housekeeping"
+        keep_house(Upkeep(backends.cell, jobs), backends.store, queue, tiers, models),
+        name="housekeeping",
     )
     try:
         yield Services(
@@ -94,9 +103,11 @@ async def open_services(settings: StackSettings, api: ApiSettings) -> AsyncItera
             payments=Payments(backends.cell),
             provider=provider,
             quota=quota,
-            catalog=settings.catalog(),
+            catalog=catalog,
             settings=api,
             costs=CostReader(CostStore(backends.cell)),
+            decisions=Decisions(backends.cell),
+            tracer=backends.tracer,
         )
     finally:
         housekeeping.cancel()

@@ -1,5 +1,5 @@
 """What an ingress replica does beside answering: leases lapse, old jobs go, garbage is taken
-out, and an edit of the tiers reaches the queue.
+out, and tiers and objectives reach the queue.
 
 Every ingress replica does it; that is wasteful by a script call a second, and nobody has to be
 elected.
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from quota.tiers import TierFile, Tiers
 from serving.jobs import JobQueue, Upkeep
 from serving.media import ArtifactStore, StoreError
+from serving.plan.catalog import Model
 from serving.plan.errors import ServiceUnavailable
 
 log = logging.getLogger(__name__)
@@ -24,13 +26,18 @@ COLLECT_TOGETHER = 16
 
 
 async def keep_house(
-    upkeep: Upkeep, store: ArtifactStore, queue: JobQueue, tiers: TierFile
+    upkeep: Upkeep,
+    store: ArtifactStore,
+    queue: JobQueue,
+    tiers: TierFile,
+    models: Sequence[Model],
 ) -> None:
     """Run until cancelled. A Redis or a store that is away only delays it."""
     async with asyncio.TaskGroup() as group:
         group.create_task(_tidy_forever(upkeep))
         group.create_task(_collect_forever(upkeep, store))
         group.create_task(apply_tiers_forever(queue, tiers))
+        group.create_task(apply_objectives(queue, models))
 
 
 async def _tidy_forever(upkeep: Upkeep) -> None:
@@ -53,6 +60,18 @@ async def apply_tiers_forever(queue: JobQueue, tiers: TierFile) -> None:
                 applied = current
             except ServiceUnavailable as error:
                 log.warning("new tiers are not in force yet: %s", error)
+        await asyncio.sleep(TIERS_S)
+
+
+async def apply_objectives(queue: JobQueue, models: Sequence[Model]) -> None:
+    """Tell the queue what each class of each model may count on, so that it measures by that."""
+    while True:
+        try:
+            await queue.apply_objectives({model.id: model.classes for model in models})
+        except ServiceUnavailable as error:
+            log.warning("objectives are not in force yet: %s", error)
+        else:
+            return
         await asyncio.sleep(TIERS_S)
 
 

@@ -7,12 +7,15 @@ import logging
 import os
 import sys
 
-import ray
 import torch
 
+from deployments.actor import actor_id
 from deployments.connections import open_backends
-from deployments.logs import log_to_stderr
+from deployments.engine_metrics import EngineMetrics
+from deployments.logs import set_up_logs
 from deployments.settings import StackSettings
+from deployments.starting import process_age_s, starting
+from deployments.tracing import open_tracer
 from deployments.worker import Worker
 from serving.jobs import JobSettings
 from serving.models.load import load_family
@@ -30,20 +33,32 @@ class ModelReplica:
     """
 
     def __init__(self, model_id: str) -> None:
-        log_to_stderr()
-        settings = StackSettings.load()
+        settings, replica = StackSettings.load(), actor_id()
+        set_up_logs(settings.logs, role="replica", model=model_id, replica=replica)
         model = settings.catalog().models[model_id]
         # Ray sets OMP_NUM_THREADS to the logical CPUs it hands out, which only place replicas.
         torch.set_num_threads(len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1)
-        family = load_family(model, settings.models_folder)
-        self._backends = open_backends(settings)
-        replica = ray.get_runtime_context().get_actor_id() or f"pid-{os.getpid()}"
+        with starting(settings, model.id, replica):
+            family = load_family(model, settings.models_folder)
+            self._backends = open_backends(settings, open_tracer(settings, "replica", replica))
+            self._worker = Worker(
+                model,
+                family,
+                self._backends.cell,
+                self._backends.store,
+                replica,
+                JobSettings(),
+                self._backends.tracer,
+                start_s=process_age_s(),
+            )
         self._model = model
-        self._worker = Worker(
-            model, family, self._backends.cell, self._backends.store, replica, JobSettings()
-        )
+        metrics = EngineMetrics(model.id, self._worker.costs.device)
         # Serve calls the constructor on the replica's own event loop.
-        self._task = asyncio.get_running_loop().create_task(self._worker.run(), name="worker")
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._worker.run(), name="worker")
+        self._publishing = loop.create_task(
+            metrics.publish_forever(self._worker.counts), name="engine metrics"
+        )
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises."""
@@ -56,6 +71,7 @@ class ModelReplica:
         if not hasattr(self, "_worker"):
             return
         await self._worker.drain(drain_s(self._model, [self._worker.costs]))
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        for task in (self._task, self._publishing):
+            task.cancel()
+        await asyncio.gather(self._task, self._publishing, return_exceptions=True)
         await self._backends.close()

@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
+from deployments.attempt import Attempt, Outcome
 from deployments.checkpoints import Held, load_checkpoint, save_checkpoint
 from deployments.clip_files import ClipFiles
+from deployments.patience import until_answered
 from deployments.previews import Previews
 from serving.engine import (
     Began,
@@ -41,6 +43,7 @@ from serving.plan.errors import (
     StaleLease,
 )
 from serving.plan.rank import Contender, worth_preempting
+from serving.tracing import NO_TRACER, Tracer
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +51,6 @@ HEARTBEAT_S = 0.25
 """Progress is written at most this often; steps may take a millisecond."""
 LEASE_PER_STAGE = 20
 """A lease outlives this many estimated steps, so that a slow one does not lose its job."""
-RETRY_S_MAX = 0.5
-"""Well within the shortest lease: when Redis is back, a lease has only left what it had."""
 STORE_PATIENCE_S = 120.0
 STORE_PAUSE_S = 1.0
 
@@ -75,13 +76,15 @@ class JobRun:
         held: Held,
         engine: Engine,
         left_engine: Callable[[], None],
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self.job = lease.job
+        self._attempt = Attempt(lease, tracer, lease.job.checkpoint_step)
         self._began = time.monotonic()
         self._created_s = self._began - lease.waited_ms / 1000
         self._costs = costs
         self._estimate = costs.estimate(self.job.spec)
-        self._tokens = self.job.spec.tokens(costs.model)
+        self.tokens = self.job.spec.tokens(costs.model)
         self._deliver_s = 0.0
         self._fingerprint = fingerprint
         self._lease_s_min = lease_s_min
@@ -115,7 +118,7 @@ class JobRun:
     def compile_s(self) -> float:
         """How long the engine may be busy with compiling for this run."""
         denoises = not self._released and self._step < self.job.spec.steps
-        return self._costs.compile_s(self._tokens) if denoises else 0.0
+        return self._costs.compile_s(self.tokens) if denoises else 0.0
 
     @property
     def id(self) -> str:
@@ -123,6 +126,7 @@ class JobRun:
         return f"{self.job.id}/{self.job.fence}"
 
     def receive(self, event: Event) -> None:
+        self._attempt.saw(event)
         self._events.put_nowait(event)
 
     # Its place among others.
@@ -176,9 +180,14 @@ class JobRun:
 
     async def serve(self) -> None:
         """Run the job to its end and record how it ended. Never raises."""
+        with self._attempt:
+            await self._serve()
+
+    async def _serve(self) -> None:
         try:
-            await self._generate()
+            self._attempt.ended(await self._generate())
         except StaleLease:
+            self._attempt.ended(Outcome.STALE)
             log.info("%s is no longer ours", self.id)
             await self._discard()
         except GenerationError as error:
@@ -193,7 +202,7 @@ class JobRun:
                 await asyncio.gather(self._keeping, return_exceptions=True)
             await self._previews.settled()
 
-    async def _generate(self) -> None:
+    async def _generate(self) -> Outcome:
         """From the lease to the stored clip, or to the job's return to the queue."""
         try:
             result = await self._run_and_store()
@@ -211,10 +220,10 @@ class JobRun:
         if result is None:
             await until_answered(
                 lambda: self._leases.give_back(
-                    self.job, holding=self._holding, spent_ms=self._spent_ms
+                    self.job, holding=self._holding, spent_ms=self._spent_ms, step=self._step
                 )
             )
-            return
+            return Outcome.PREEMPTED if self._preempted else Outcome.YIELDED
         result["stages"] = self._stages
         complete = partial(self._leases.complete, self.job, result, spent_ms=self._spent_ms)
         await until_answered(complete)
@@ -222,6 +231,7 @@ class JobRun:
             await self._remove_leftovers()
         except Exception:
             log.exception("%s: leftovers stay until the job is forgotten", self.id)
+        return Outcome.COMPLETED
 
     async def _run_and_store(self) -> dict[str, Any] | None:
         """What the job's result records; None if the run yielded."""
@@ -238,6 +248,7 @@ class JobRun:
             self._release_engine()
             if not finished:
                 return None
+            self._attempt.delivers()
             began = time.perf_counter()
             result = dict(await self._patiently(lambda: self._upload(files)))
             self._stages["store_s"] = time.perf_counter() - began
@@ -296,6 +307,8 @@ class JobRun:
                 case Stepped():
                     self._step, self._step_s = event.step, event.step_s
                     self._spend(event)
+                    if event.step == 1:  # when it came is measured
+                        await self._heartbeat(Phase.DENOISE)
                     await self._heartbeat_if_due(Phase.DENOISE)
                 case Saved():
                     self._keep(event.snapshot)
@@ -340,7 +353,7 @@ class JobRun:
     def _spend(self, event: Stepped) -> None:
         step_s = event.step_s
         # One forward, however many it carried.
-        if event.leads and not self._costs.observe_step(self._tokens, event.rows, step_s):
+        if event.leads and not self._costs.observe_step(self.tokens, event.rows, step_s):
             # What compiling takes beside the step is nobody's in particular.
             step_s = min(step_s, self._estimate.step_s)
         self._spent_s += step_s * self.job.spec.rows / event.rows
@@ -441,7 +454,9 @@ class JobRun:
         except StaleLease:
             # Perhaps by our own completion: then the files are the clip.
             log.warning("%s failed after it was no longer ours: %s", self.id, error)
+            self._attempt.ended(Outcome.STALE)
             return
+        self._attempt.ended(Outcome.FAILED, error.code)
         await self._discard()
 
     async def _discard(self) -> None:
@@ -466,15 +481,3 @@ def _as_generation_error(error: Exception) -> GenerationError:
         f"The model failed on this request ({type(error).__name__}). "
         "Other settings may work; the operator's log says more."
     )
-
-
-async def until_answered(write: Callable[[], Awaitable[T]]) -> T:
-    """Repeat a write that records what was done until Redis answers: the work is worth it."""
-    delay_s = 0.1
-    while True:
-        try:
-            return await write()
-        except ServiceUnavailable as error:
-            log.warning("cannot record the state of a job yet: %s", error)
-            await asyncio.sleep(delay_s)
-            delay_s = min(RETRY_S_MAX, delay_s * 2)

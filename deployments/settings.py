@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.resources import files
 from ipaddress import ip_address
 from pathlib import Path
@@ -52,8 +53,20 @@ class StackSettings(BaseSettings):
     logical_cpus: int | None = Field(
         None, ge=1, description="of Ray; they only place replicas. Default: what the catalog asks"
     )
+    logical_gpus: int | None = Field(
+        None, ge=0, description="of Ray, in place of the machine's: to try placement without any"
+    )
     payments_provider: Literal["none", "stripe", "sandbox"] = Field(
         "none", description="who takes the money for credits; the sandbox takes none"
+    )
+    logs: Literal["json", "text"] = Field(
+        "json", description="of the cluster's processes: one JSON object a line, or text"
+    )
+    traces: Literal["off", "otlp"] = Field(
+        "off", description="OpenTelemetry traces; otlp sends them where OTEL_EXPORTER_OTLP_… say"
+    )
+    traces_ratio: float = Field(
+        1.0, ge=0, le=1, description="of the submissions that come without a trace of their own"
     )
     admin_key: SecretStr | None = Field(None, description="made and printed once when unset")
 
@@ -85,8 +98,21 @@ class StackSettings(BaseSettings):
 
     def catalog(self) -> Catalog:
         """The entries this stack serves, in order; the first is the default model."""
-        builtin = Path(str(files("deployments") / "catalog"))
-        return load_catalog([builtin, *self.catalog_dirs]).only(self.models)
+        return load_catalog(self._catalog_folders).only(self.models)
+
+    @property
+    def _catalog_folders(self) -> list[Path]:
+        return [Path(str(files("deployments") / "catalog")), *self.catalog_dirs]
+
+    def catalog_identity(self) -> Mapping[str, tuple[int, ...]]:
+        """Changes with every edit of the catalog's files."""
+        found = {}
+        for folder in self._catalog_folders:
+            for file in folder.glob("*.yaml"):
+                with suppress(OSError):  # it is being replaced
+                    state = file.stat()
+                    found[str(file)] = (state.st_ino, state.st_size, state.st_mtime_ns)
+        return found
 
     @property
     def url(self) -> str:

@@ -18,6 +18,7 @@ from typing import IO, Self
 import httpx
 from pydantic import SecretStr
 
+from autoscale.settings import AutoscaleSettings
 from deployments.audit import Follower
 from deployments.connections import open_redis
 from deployments.data_dir import AUDIT_COPY, REDIS, lock_data_dir
@@ -25,6 +26,7 @@ from deployments.haproxy import end_orphan, haproxy_environment, use_haproxy
 from deployments.payments import SANDBOX_SECRET, check_sandbox, open_shop
 from deployments.redis_server import RedisServer, free_port
 from deployments.settings import StackSettings
+from deployments.tracing import check_traces
 from quota.packs import load_packs
 from quota.settings import QuotaSettings
 from quota.tiers import load_tiers
@@ -80,6 +82,7 @@ class LocalStack:
         # A mistake shows here rather than in a replica.
         load_tiers(QuotaSettings().tiers_path)
         load_packs(QuotaSettings().packs_path)
+        check_traces(self.settings)
         self._prepare_payments()
         self._lock_data_dir()
         self._check_port()
@@ -180,6 +183,8 @@ class LocalStack:
         self._progress("starting Ray")
         # Read when ray is imported, and inherited by every process it starts.
         os.environ.update(self.settings.environment())
+        # Nobody adds a GPU to this machine: a replica beyond those there are would wait for ever.
+        os.environ.setdefault("REELSERVE_AUTOSCALE_GPUS_MAX", "cluster")
         os.environ.update(
             RAY_USAGE_STATS_ENABLED="0",
             RAY_SERVE_LOG_TO_STDERR="0",
@@ -193,12 +198,18 @@ class LocalStack:
         # Before init: an interrupt half way through it must stop what it has started.
         self._exit.callback(ray.shutdown)
 
-        placements = [model.placement for model in self.settings.catalog().models.values()]
+        models = self.settings.catalog().models.values()
+        scales = AutoscaleSettings().enabled
         # Logical CPUs only place replicas: enough for what the catalog asks, plus the ingress.
-        cpus = sum(place.replicas * place.num_cpus for place in placements)
+        cpus = sum(
+            (model.scaling.max_replicas if scales and model.scaling else model.placement.replicas)
+            * model.placement.num_cpus
+            for model in models
+        )
         ray.init(
             address="local",
             num_cpus=self.settings.logical_cpus or int(cpus + self.settings.ingress_replicas) + 1,
+            num_gpus=self.settings.logical_gpus,
             include_dashboard=False,
             configure_logging=False,
             log_to_driver=False,
@@ -206,8 +217,12 @@ class LocalStack:
             _node_ip_address="127.0.0.1",
         )
         logging.getLogger("ray").setLevel(logging.ERROR)
-        wanted = sum(place.replicas * place.num_gpus for place in placements)
         there = ray.cluster_resources().get("GPU", 0)
+        wanted = sum(
+            (model.scaling.min_replicas if scales and model.scaling else model.placement.replicas)
+            * model.placement.num_gpus
+            for model in models
+        )
         if wanted > there:  # Serve would wait for them for ever
             raise ConfigError(
                 f"the models {', '.join(self.settings.models)} need {wanted:g} GPU(s) "
@@ -227,12 +242,12 @@ class LocalStack:
         self._progress("loading " + ", ".join(self.settings.models))
         from ray import serve
 
-        from deployments.application import APP_NAME, deploy
+        from deployments.application import APP_NAME, deploy, logging_config
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(
             http_options={"host": self.settings.host, "port": self.settings.port},
-            logging_config={"enable_access_log": False},
+            logging_config=logging_config(self.settings),
         )
         # Not serve.shutdown: it complains about the controller it has just ended.
         self._exit.callback(serve.delete, APP_NAME)
@@ -270,6 +285,13 @@ class LocalStack:
         import ray
 
         return str(ray.get_runtime_context().gcs_address)
+
+    @property
+    def engine_metrics_url(self) -> str:
+        """Where Ray exports what the engines of this machine's replicas counted."""
+        import ray
+
+        return f"http://127.0.0.1:{ray._private.worker._global_node.metrics_export_port}/metrics"
 
     @property
     def log_dir(self) -> Path:

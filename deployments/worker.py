@@ -16,7 +16,9 @@ from contextlib import suppress
 
 from deployments.checkpoints import Held
 from deployments.clip_files import remove_orphans
-from deployments.run import LEASE_PER_STAGE, JobRun, until_answered
+from deployments.engine_counts import EngineCounts
+from deployments.patience import until_answered
+from deployments.run import LEASE_PER_STAGE, JobRun
 from serving.engine import Engine, Event
 from serving.jobs import (
     Cell,
@@ -25,6 +27,7 @@ from serving.jobs import (
     JobSettings,
     Lease,
     Leases,
+    ReplicaStatus,
     Room,
     Rows,
     Wake,
@@ -36,11 +39,14 @@ from serving.models.load import device_of
 from serving.plan.catalog import Model
 from serving.plan.costs import CostModel
 from serving.plan.errors import ServiceUnavailable
+from serving.tracing import NO_TRACER, Tracer
 
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 """How often an idle worker leases when no wake message came: messages may be lost."""
+LEFT_S = 0.5
+"""When it asks again for what woke it: a job is left so long to a replica that would do better."""
 ANNOUNCE_S = 2.0
 BUSY_PAUSE_S = 0.05
 """Between two questions of a worker that runs something and got nothing."""
@@ -61,23 +67,32 @@ class Worker:
         store: ArtifactStore,
         replica: str,
         settings: JobSettings | None = None,
+        tracer: Tracer = NO_TRACER,
+        *,
+        start_s: float | None = None,
     ) -> None:
+        """``start_s``: how long it took to get here, if a replica was started for it."""
         self._model = model
         self._family = family
         self._store = store
         self._settings = settings or JobSettings()
         self._cell = cell
+        self._tracer = tracer
         self._leases = Leases(cell, model.id, replica, self._settings, model.classes)
         self._held = Held()
         self.costs = CostModel(model, device_class(device_of(model)))
+        self.counts = EngineCounts()
         self._cost_store = CostStore(cell)
         self._runs: dict[str, JobRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_engine = 0
         self._leasing = True
-        self._born = time.monotonic()
+        self._born = time.monotonic() - (start_s or 0.0)
+        self._start_ms = None if start_s is None else round(1000 * start_s)
+        self._retired = False
+        self._announcing = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._slots_changed = asyncio.Event()
+        self._announce_now = asyncio.Event()
         self._tallied: dict[str, int] = {}
         self._tallying = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
@@ -111,10 +126,11 @@ class Worker:
             self._leasing_ended.set()
 
     async def drain(self, timeout_s: float) -> None:
-        """Stop leasing, hand every job in the engine back, let deliveries finish."""
+        """Stop leasing, and say so; hand every job in the engine back, let deliveries finish."""
         deadline = self._loop.time() + timeout_s
         self._leasing = False
         self._wake.set()
+        self._announce_now.set()
         # A lease under way may still bring a job, which must be handed back as well.
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
@@ -128,7 +144,7 @@ class Worker:
         try:
             await self._tally()
             await self._cost_store.sync(self.costs)
-            await self._leases.retire()
+            await self._retire()
         except ServiceUnavailable as error:
             log.warning("cannot retire: %s", error)
 
@@ -146,6 +162,7 @@ class Worker:
         self._leasing_ended.set()
 
     async def _lease_or_wait(self) -> None:
+        pause_s = LEFT_S if self._wake.is_set() else POLL_S
         self._wake.clear()
         # One delivery, or one run that is being stopped for another, may be beside a full engine;
         # more deliveries would only pile up frames.
@@ -157,7 +174,7 @@ class Worker:
         if self._runs:  # most jobs are of no use beside others: do not ask at every wake
             await asyncio.sleep(BUSY_PAUSE_S)
         with suppress(TimeoutError):
-            async with asyncio.timeout(POLL_S):
+            async with asyncio.timeout(pause_s):
                 await self._wake.wait()
 
     @property
@@ -226,24 +243,39 @@ class Worker:
         )
 
     async def _announce_forever(self) -> None:
-        while self._leasing:
-            self._slots_changed.clear()
+        while not self._retired:
+            self._announce_now.clear()
             try:
-                await self._leases.announce(
-                    host=socket.gethostname(),
-                    pid=os.getpid(),
-                    device=self.costs.device,
-                    slots=self._model.placement.slots,
-                    free=max(0, self._free),
-                    age_ms=int(1000 * (time.monotonic() - self._born)),
-                )
+                await self._announce()
                 await self._tally()
             except ServiceUnavailable as error:
                 log.warning("cannot announce: %s", error)
             # At once when a slot was taken or freed: others decide by it.
             with suppress(TimeoutError):
                 async with asyncio.timeout(ANNOUNCE_S):
-                    await self._slots_changed.wait()
+                    await self._announce_now.wait()
+
+    async def _announce(self) -> None:
+        async with self._announcing:
+            if self._retired:
+                return
+            await self._leases.announce(
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                device=self.costs.device,
+                slots=self._model.placement.slots,
+                free=max(0, self._free),
+                age_ms=int(1000 * (time.monotonic() - self._born)),
+                state=None if self._leasing else ReplicaStatus.DRAINING,
+                start_ms=self._start_ms,
+            )
+            self._start_ms = None
+
+    async def _retire(self) -> None:
+        """The last word: whoever announced after it would come back."""
+        async with self._announcing:
+            self._retired = True
+            await self._leases.retire()
 
     async def _tally(self) -> None:
         """Report what the family counted since the last report that was answered."""
@@ -268,6 +300,7 @@ class Worker:
 
     def _receive(self, event: Event) -> None:
         if run := self._runs.get(event.run_id):
+            self.counts.count(event, run.tokens, self._model.batch)
             run.receive(event)
 
     def _start(self, lease: Lease) -> None:
@@ -285,10 +318,12 @@ class Worker:
             held=self._held,
             engine=self._engine,
             left_engine=self._freed,
+            tracer=self._tracer,
         )
         self._runs[run.id] = run
         self._in_engine += 1
-        self._slots_changed.set()
+        self.counts.runs = self._in_engine
+        self._announce_now.set()
         task = asyncio.create_task(self._serve(run), name=run.id)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -300,7 +335,8 @@ class Worker:
 
     def _freed(self) -> None:
         self._in_engine -= 1
-        self._slots_changed.set()
+        self.counts.runs = self._in_engine
+        self._announce_now.set()
         self._wake.set()
 
     async def _serve(self, run: JobRun) -> None:

@@ -109,6 +109,15 @@ class Balance:
     grants: Sequence[Grant]
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Of all users: ``held`` now; ``captured`` and ``released`` from holds, ever."""
+
+    held: int
+    captured: int
+    released: int
+
+
 class HoldState(StrEnum):
     HELD = "held"
     CAPTURED = "captured"

@@ -14,6 +14,7 @@ from quota.ledger import (
     HoldState,
     Kind,
     Settlement,
+    Sums,
     check_amount,
     check_grant,
     check_names,
@@ -111,6 +112,14 @@ class RedisLedger:
     async def balance(self, user: str) -> Balance:
         spendable, held, debt, grants = await self.cell.run("balance", user)
         return Balance(int(spendable), int(held), int(debt), [_grant(*row) for row in grants])
+
+    async def sums(self) -> Sums:
+        redis, key = self.cell.redis, self.cell.key
+        async with self.cell.answers(), redis.pipeline(transaction=True) as pipe:
+            pipe.hmget(key("ledger", "sums"), "held", "released")
+            pipe.hget(key("ledger", "accounts"), "earned")
+            (held, released), captured = await pipe.execute()
+        return Sums(int(held or 0), int(captured or 0), int(released or 0))
 
     async def entries(self, *, after: str | None = None, limit: int = 1000) -> Sequence[Entry]:
         """As the protocol has it, of those that are not archived; :class:`LedgerRefused`

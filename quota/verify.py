@@ -158,9 +158,13 @@ class _Verifier:
 
     async def _cell(self) -> None:
         key, books = self.cell.key, self.books
-        has, expiring = await self._read(
-            ("hash", key("ledger", "accounts")), ("zset", key("grants_expiring"))
+        has, sums, expiring = await self._read(
+            ("hash", key("ledger", "accounts")),
+            ("hash", key("ledger", "sums")),
+            ("zset", key("grants_expiring")),
         )
+        held = sum(books.held(user) for user in books.users)
+        self._compare("cell: held", int(sums.get("held", 0)), held)
         for name in ("issued", "earned", "expired"):
             self._compare(f"cell: {name}", int(has.get(name, 0)), books.accounts[f"cell:{name}"])
         due = {

@@ -26,9 +26,10 @@ from quota.settings import QuotaSettings
 from quota.tiers import TierFile
 from serving.api import ApiSettings, Keys, Services, UrlSigner, Users, create_app
 from serving.api.keys import DEFAULT_SCOPES, Scope
-from serving.jobs import CELL, Cell, CostReader, CostStore, JobQueue, JobSettings
+from serving.jobs import CELL, Cell, CostReader, CostStore, Decisions, JobQueue, JobSettings
 from serving.media import ArtifactStore
 from serving.plan.catalog import Catalog, Model
+from serving.tracing import NO_TRACER, Tracer
 
 ADMIN = "the-admin-key"
 
@@ -42,6 +43,7 @@ def services_over(
     packs_file: Path | None = None,
     provider: Provider | None = None,
     jobs: JobSettings | None = None,
+    tracer: Tracer = NO_TRACER,
 ) -> Services:
     """Those of one ingress; by the tiers and packs that come with the code, if no file is given."""
     quota = QuotaSettings(tiers_file=tiers_file, packs_file=packs_file)
@@ -61,6 +63,8 @@ def services_over(
         catalog=Catalog([model]),
         settings=ApiSettings(body_bytes_max=100_000, cors_origins=["https://front.example"]),
         costs=CostReader(CostStore(Cell(redis))),
+        decisions=Decisions(Cell(redis)),
+        tracer=tracer,
     )
 
 

@@ -7,6 +7,7 @@ Which class, which tenant and which job go first is :mod:`serving.plan.fair` and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -62,6 +63,8 @@ class ModelJob:
     charged_ms: int | None = None
     weight: float = 1.0
     checkpoint_step: int | None = None
+    step: int = 0
+    made_a_step: bool = False
     lease_until_ms: float = 0
     expires_ms: float = 0
 
@@ -179,6 +182,15 @@ class QueueModel:
     parked: set[str] = field(default_factory=set)
     """Users whose jobs wait for one of theirs to end."""
     ended: dict[State, int] = field(default_factory=dict)
+    arrived: Counter[tuple[ServiceClass, str]] = field(default_factory=Counter)
+    """By class, jobs and ms that were accepted."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """By reason, and those that were replayed."""
+    steps: Counter[str] = field(default_factory=Counter)
+    """Steps that were for nothing: lost and redone."""
+    measured: Counter[tuple[ServiceClass, str]] = field(default_factory=Counter)
+    """How often something was measured: wait, first_step, done. And by outcome (attained, missed)
+    jobs that ended; no objective is so short that a job which was made could miss it."""
     retiered: set[str] = field(default_factory=set)
     """Whose tier changed since it was last looked at."""
 
@@ -241,6 +253,12 @@ class QueueModel:
 
     def submit(self, new: Submission) -> tuple[str, str | None]:
         """What becomes of it, and the id of its job."""
+        outcome, job_id = self._submit(new)
+        if outcome != "accepted":
+            self.refused[outcome] += 1
+        return outcome, job_id
+
+    def _submit(self, new: Submission) -> tuple[str, str | None]:
         if new.job_id in self.jobs:
             return "accepted", new.job_id
         if new.key and (known := self.keys.get((new.user, new.key))):
@@ -281,6 +299,8 @@ class QueueModel:
             generations, gpu_ms = self.used_now(new.user)
             self.used[new.user] = (self.day(), generations + 1, gpu_ms + new.est_ms)
         self._enqueue(job)
+        self.arrived[job.service_class, "jobs"] += 1
+        self.arrived[job.service_class, "ms"] += job.est_ms
         bounds = self.bounds
         same = Remembered(new.body, job.id, self.redis_ms + bounds.retry_ms)
         if new.key:
@@ -468,7 +488,10 @@ class QueueModel:
         group.reached = max(group.reached, group.counters[least])
         self._leave(job, State.IN_PROGRESS)
         self.fence += 1
+        if not job.started:
+            self.measured[job.service_class, "wait"] += 1
         job.fence, job.attempts, job.started = self.fence, job.attempts + 1, True
+        job.step = job.checkpoint_step or 0
         job.lease_until_ms = self.now_ms + lease_ms
         credits = {each: self.classes[each].credit for each in CLASSES}
         after = after_lease(credits, waiting, job.service_class, job.left_ms, self.bounds.shares)
@@ -510,9 +533,14 @@ class QueueModel:
         job = self.jobs.get(job_id)
         return job if job and job.runs and job.fence == fence else None
 
-    def heartbeat(self, job_id: str, fence: int, spent_ms: int, lease_ms: float) -> bool:
+    def heartbeat(
+        self, job_id: str, fence: int, spent_ms: int, lease_ms: float, step: int = 0
+    ) -> bool:
         job = self.run(job_id, fence)
         if job:
+            job.step = step
+            if step:
+                self._make_first_step(job)
             job.spent_ms = spent_ms
             job.lease_until_ms = self.now_ms + lease_ms
         return job is not None
@@ -523,9 +551,19 @@ class QueueModel:
             job.checkpoint_step, job.left_ms = step, left_ms
         return job is not None
 
-    def give_back(self, job_id: str, fence: int, spent_ms: int) -> bool:
+    def _make_first_step(self, job: ModelJob) -> None:
+        if not job.made_a_step:
+            job.made_a_step = True
+            self.measured[job.service_class, "first_step"] += 1
+
+    def _waste_steps(self, how: str, job: ModelJob, step: int) -> None:
+        """Those behind its checkpoint."""
+        self.steps[how] += max(0, step - (job.checkpoint_step or 0))
+
+    def give_back(self, job_id: str, fence: int, spent_ms: int, step: int = 0) -> bool:
         job = self.run(job_id, fence)
         if job:
+            self._waste_steps("redone", job, step)
             job.attempts -= 1
             job.spent_ms = spent_ms
             self._settle(job)
@@ -535,6 +573,8 @@ class QueueModel:
     def refuse_checkpoint(self, job_id: str, fence: int) -> bool:
         job = self.run(job_id, fence)
         if job:
+            self.steps["lost"] += job.checkpoint_step or 0
+            job.step = 0
             job.checkpoint_step, job.left_ms = None, job.est_ms
         return job is not None
 
@@ -554,6 +594,7 @@ class QueueModel:
         self._leave(job, state)
         job.expires_ms = self.now_ms + self.bounds.retention_ms
         self.ended[state] = self.ended.get(state, 0) + 1
+        self._measure_end(job, state)
         if job.day_ms is not None and self.used.get(job.user, (None,))[0] == job.day_ms:
             _, generations, gpu_ms = self.used[job.user]
             counts = state is State.COMPLETED or (state is State.CANCELLED and job.spent_ms > 0)
@@ -563,6 +604,14 @@ class QueueModel:
         if job.credits:
             job.credits = job.credits if state is State.COMPLETED else 0
             self.ledger.settle(job.id, job.credits, self.now_ms)
+
+    def _measure_end(self, job: ModelJob, state: State) -> None:
+        if state is State.COMPLETED:
+            self._make_first_step(job)
+            self.measured[job.service_class, "done"] += 1
+        if state is not State.CANCELLED:
+            outcome = "attained" if state is State.COMPLETED else "missed"
+            self.measured[job.service_class, outcome] += 1
 
     # What owners and time do.
 
@@ -587,6 +636,7 @@ class QueueModel:
     def reap(self) -> None:
         lapsed = [job for job in self.running() if job.lease_until_ms <= self.now_ms]
         for job in sorted(lapsed, key=lambda job: (job.lease_until_ms, job.id)):
+            self._waste_steps("lost", job, job.step)
             if job.attempts >= self.bounds.attempts_max:
                 self._end(job, State.FAILED)
             else:

@@ -51,6 +51,16 @@ def browser() -> Iterator[Browser]:
             running.close()
 
 
+def prometheus() -> Path:
+    """A Prometheus server to start."""
+    return _runs(TOOLS / "bin" / "prometheus")
+
+
+def promtool() -> Path:
+    """What checks rules and metrics, and runs tests of rules."""
+    return _runs(TOOLS / "bin" / "promtool")
+
+
 def openai_sdk_dirs() -> dict[str, Path | None]:
     """Where each OpenAI SDK is imported from; ``None`` is the one in the environment itself."""
     old = TOOLS / "openai-2.20"
@@ -63,6 +73,11 @@ def _redis(path: Path) -> RedisBinary:
     # It answers: Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64 ...
     fields = dict(word.split("=", 1) for word in _version(path).split() if "=" in word)
     return RedisBinary(path, fields["v"])
+
+
+def _runs(path: Path) -> Path:
+    _version(path)
+    return path
 
 
 def _version(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""`reelserve loadtest`: users on a running stack."""
+"""`reelserve loadtest`: users on a running stack, and spikes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import typer
 from deployments.cli.bench import own_stack
 from deployments.cli.client import Client
 from deployments.cli.errors import CliError
+from deployments.cli.loadtest_spike import SPIKE_ENVIRONMENT, spike
 from deployments.cli.output import USER_ENVIRONMENT, JsonOption, Output, reporting, table
 
 app = typer.Typer(help="Put users on a running stack.", no_args_is_help=True)
+
+app.command("spike", epilog=SPIKE_ENVIRONMENT)(spike)
 
 COLUMNS = ("requests", "failures", "p50_ms", "p95_ms", "p99_ms", "per_s")
 PROGRESS_S = 5

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deployments.cli import (
+    autoscale,
     bench,
     credits,
     jobs,
@@ -50,6 +51,7 @@ app.add_typer(tiers.app, name="tiers")
 app.add_typer(credits.app, name="credits")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(queue.app, name="queue")
+app.add_typer(autoscale.app, name="autoscale")
 app.add_typer(loadtest.app, name="loadtest")
 app.add_typer(bench.app, name="bench")
 

@@ -119,6 +119,11 @@ def when(unix_s: int | None) -> str | None:
     return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def counted(count: int, what: str) -> str:
+    """So many of what has a regular plural."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def size(count: int) -> str:
     """Bytes in the unit a person would choose."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):

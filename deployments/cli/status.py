@@ -9,7 +9,7 @@ from deployments.cli.client import Client
 from deployments.cli.output import JsonOption, reporting, table
 
 ENDED = ("completed", "failed", "cancelled", "expired")
-REPLICA = ("replica", "where", "free slots", "age")
+REPLICA = ("replica", "where", "state", "free slots", "age")
 
 
 def status(as_json: JsonOption = False) -> None:
@@ -31,6 +31,7 @@ def status(as_json: JsonOption = False) -> None:
             f"Reelserve at {api.url} is {ready}.\n",
             table(*heads, rows=rows),
             table(*REPLICA, rows=_replicas(answer["pools"])),
+            *_failed_starts(answer["pools"]),
             *_events(answer["pools"]),
             *_estimates(answer["pools"]),
         )
@@ -40,8 +41,17 @@ def _replicas(pools: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
     for name, pool in pools.items():
         for each in pool["replicas"]:
             where = f"{each['host']}, pid {each['pid']}"
-            free = f"{each['free']} of {each['slots']}"
-            yield (f"{name} {each['id'][:12]}", where, free, f"{each['age_s']:.0f} s")
+            free = f"{each['free']} of {each['slots']}" if each["slots"] else ""
+            age = f"{each['age_s']:.0f} s"
+            yield (f"{name} {each['id'][:12]}", where, each["state"], free, age)
+
+
+def _failed_starts(pools: Mapping[str, Any]) -> Iterator[str]:
+    """Replicas that did not become ready, where the last ones did not."""
+    for name, pool in pools.items():
+        if times := pool["failed_starts"]["count"]:
+            said = f"the last {times} replicas" if times > 1 else "the last replica"
+            yield f"{name}: {said} failed to start ({pool['failed_starts']['error']})"
 
 
 def _events(pools: Mapping[str, Any]) -> Iterator[str]:

@@ -86,6 +86,7 @@ def up(
                     "payments": stack.settings.payments_provider,
                     "log_dir": str(stack.log_dir),
                     "ray_address": stack.ray_address,
+                    "engine_metrics_url": stack.engine_metrics_url,
                 }
                 print(json.dumps(ready), flush=True)
             else:

@@ -15,6 +15,7 @@
 --                                       cell:earned  what was made for it
 --                                       cell:expired what nobody used in time
 -- <cell>:ledger:accounts      hash    issued, earned, expired
+-- <cell>:ledger:sums          hash    held: by all users, now; released: given back from holds, ever
 -- <cell>:ledger:archived      hash    the newest archive: number, last (the id of the last entry that is in the
 --                                     archives and no longer in the stream), sha256, entries (in all of them)
 -- <cell>:ledger:books:<sha256> hash   the books as of then: quota/books.py has the records
@@ -93,6 +94,7 @@ local function post(kind, user, fields, postings)
       list_grant(name, user)
     elseif account == 'hold' then
       redis.call('HINCRBY', credits, 'held', amount)
+      redis.call('HINCRBY', key('ledger', 'sums'), 'held', amount)
     elseif account == 'debt' then
       redis.call('HINCRBY', credits, 'debt', whole(-postings[i + 1]))
     else

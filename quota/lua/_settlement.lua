@@ -82,6 +82,7 @@ local function settle_hold(job, state, amount)
   end
   postings[#postings + 1], postings[#postings + 2] = 'debt:' .. user, owed - debt
   redis.call('HSET', key('hold', job), 'state', state, 'captured', whole(amount))
+  redis.call('HINCRBY', key('ledger', 'sums'), 'released', whole(held - amount))
   redis.call('PEXPIRE', key('hold', job), HOLD_KEPT_MS)
   post(state == 'captured' and 'capture' or 'release', user, {'of', job}, postings)
   for _, ref in ipairs(back) do

@@ -102,6 +102,7 @@ async def status(services: ServicesDep) -> dict[str, Any]:
                 "ended": {str(state): count for state, count in sorted(pool.ended.items())},
                 "counts": dict(sorted(pool.counts.items())),
                 "replicas": [vars(replica) for replica in pool.replicas],
+                "failed_starts": {"count": pool.starts.failures, "error": pool.starts.error},
                 "costs": _costs(await services.costs.of(services.catalog.models[name])),
             }
             for name, pool in pools.items()

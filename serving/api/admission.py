@@ -58,6 +58,7 @@ async def admit(
     clip: Wanted,
     wish: Wish,
     *,
+    traceparent: str = "",
     dry: bool = False,
 ) -> Admission:
     """Accept the job, or find the one this request made before. If ``dry``, only say whether it
@@ -83,6 +84,7 @@ async def admit(
             price=price(model, spec),
             limits=limits,
             wish=wish,
+            traceparent=traceparent,
             dry=dry,
         )
     except Refused as error:

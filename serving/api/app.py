@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serving.api import (
     admin,
+    autoscale,
     content,
     credits,
     errors,
@@ -57,8 +58,8 @@ def create_app(
         middleware=middleware,
     )
     errors.install(app)
-    rooms = (videos, content, models, estimates, usage, credits, shop, admin, queue, tiers, health)
-    for room in rooms:
+    operation = (admin, queue, autoscale, tiers, health)
+    for room in (videos, content, models, estimates, usage, credits, shop, *operation):
         app.include_router(room.router)
     app.include_router(credits.operation)
     app.include_router(shop.webhooks)

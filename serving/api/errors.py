@@ -13,6 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from serving import context
+from serving.api.limits import LOGGED_CHARS
 from serving.api.quota import rate_headers
 from serving.jobs import Allowance
 from serving.media import ArtifactMissing, StoreError
@@ -75,7 +77,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(StoreError)
     async def store(request: Request, error: StoreError) -> JSONResponse:
-        log.warning("request %s: %s", request.state.request_id, error)
+        log.warning("the store: %s", error)
         if isinstance(error, ArtifactMissing):
             return answer(NotFound("The file is no longer stored.", code="content_not_found"))
         return answer(ServiceUnavailable("The artifact store does not answer. Try again shortly."))
@@ -101,8 +103,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         request_id = request.state.request_id
-        log.error("request %s failed", request_id, exc_info=error)
         # This handler runs outside every other layer, so it names the request itself.
+        with context.bound(request_id=request_id[:LOGGED_CHARS]):
+            log.error("%s %s failed", request.method, request.url.path[:200], exc_info=error)
         named = "x-request-id" in request.headers
         return JSONResponse(
             envelope(

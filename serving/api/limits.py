@@ -7,11 +7,15 @@ import secrets
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import context
 from serving.plan.errors import PayloadTooLarge
 
 DRAIN_BYTES_MAX = 64 << 20
 """How much of a body that is too large is read and thrown away. A client that is still
 sending when the connection closes sees a broken pipe instead of the answer."""
+
+LOGGED_CHARS = 128
+"""Of a request's id, which its sender may have chosen."""
 
 
 class RequestId:
@@ -37,7 +41,8 @@ class RequestId:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        await self._app(scope, receive, send if given else send_with_id)
+        with context.bound(request_id=request_id[:LOGGED_CHARS]):
+            await self._app(scope, receive, send if given else send_with_id)
 
 
 class BodyLimit:

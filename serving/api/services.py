@@ -17,9 +17,10 @@ from serving.api.keys import Keys
 from serving.api.settings import ApiSettings
 from serving.api.signing import UrlSigner
 from serving.api.users import Users
-from serving.jobs import CostReader, JobQueue
+from serving.jobs import CostReader, Decisions, JobQueue
 from serving.media import ArtifactStore
 from serving.plan.catalog import Catalog
+from serving.tracing import NO_TRACER, Tracer
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Services:
     catalog: Catalog
     settings: ApiSettings
     costs: CostReader
+    decisions: Decisions
+    tracer: Tracer = NO_TRACER
 
 
 def services_of(request: Request) -> Services:

@@ -10,17 +10,19 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.datastructures import MutableHeaders
 
 from serving.api.admission import admit, wanted
-from serving.api.auth import GenerateDep, ReadDep
+from serving.api.auth import Caller, GenerateDep, ReadDep
 from serving.api.body import body_docs, read_fields, validate
 from serving.api.idempotency import KEY_DOCS, REPLAYED_HEADER, wish_of
 from serving.api.quota import rate_headers
 from serving.api.schemas import Video, VideoCreate, VideoDeleted, VideoList, video_of
 from serving.api.services import Services, ServicesDep
+from serving.api.submission import decided, submission
 from serving.jobs import Admission, Job, Place, State, new_video_id
 from serving.media import StoreError
 from serving.plan.classes import DEFAULT_POLICIES
 from serving.plan.errors import InvalidRequest, NotFound, ServiceUnavailable
 from serving.plan.estimate import poll_after_ms
+from serving.tracing import Span
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
@@ -35,9 +37,16 @@ async def create(request: Request, caller: GenerateDep, services: ServicesDep) -
     Under an `Idempotency-Key` the same request may be sent again for a day: it makes no second
     clip and has the first one's answer.
     """
+    with submission(services.tracer, request) as span:
+        return await _create(request, caller, services, span)
+
+
+async def _create(request: Request, caller: Caller, services: Services, span: Span) -> Response:
     fields = validate(VideoCreate, await read_fields(request))
     wish = wish_of(request, fields, fields.service_tier, fields.max_milli, services.quota)
-    admission = await admit(services, caller, new_video_id(), wanted(services, fields), wish)
+    clip, parent = wanted(services, fields), span.traceparent
+    admission = await admit(services, caller, new_video_id(), clip, wish, traceparent=parent)
+    decided(span, admission)
     headers = MutableHeaders(rate_headers(admission.allowance, round(time.time() * 1000)))
     if admission.replayed:
         headers[REPLAYED_HEADER] = "true"

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from serving import context
 from serving.engine.checkpoint import Copier, Snapshot, capture, restore
 from serving.engine.device import is_device_lost, is_out_of_memory, release_memory
 from serving.engine.events import (
@@ -171,10 +172,11 @@ class Engine:
         with lane.stream():
             while runs := self._next(lane):
                 lane.busy_since = time.monotonic()
-                try:
-                    self._advance(runs)
-                except Exception as error:
-                    self._blame(runs, error)
+                with context.bound(**runs[0].ids if len(runs) == 1 else {}):
+                    try:
+                        self._advance(runs)
+                    except Exception as error:
+                        self._blame(runs, error)
                 lane.busy_since = None
                 with self._changed:
                     for run in runs:
@@ -334,7 +336,8 @@ class Engine:
                 if state.step > step:
                     leads = run is runs[0]
                     event = Stepped(run.run_id, state.step, step_s, rows, leads)
-                    self._stepped(run, state, event, good)
+                    with context.bound(**run.ids):
+                        self._stepped(run, state, event, good)
 
     def _stepped(self, run: Run, state: Denoising, event: Stepped, finite: bool) -> None:
         run.denoise_s += event.step_s

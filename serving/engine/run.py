@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from serving import context
 from serving.engine.checkpoint import Snapshot
 from serving.models.family import Denoising, Frames, Inputs
 from serving.plan.clip import ClipSpec
@@ -21,7 +22,8 @@ class Leave(Enum):
 
 @dataclass
 class Run:
-    """What the engine knows of a run. ``taken`` while one of its threads works on it."""
+    """What the engine knows of a run. ``taken`` while one of its threads works on it; ``ids`` are
+    those of the task that submitted it, for what is logged on its behalf."""
 
     run_id: str
     spec: ClipSpec
@@ -45,6 +47,7 @@ class Run:
     starved: bool = False
     leave: Leave | None = None
     taken: bool = False
+    ids: context.Ids = field(default_factory=context.ids)
 
     @property
     def steps_left(self) -> bool:

@@ -7,10 +7,21 @@ Knows nothing of HTTP, Ray, torch or files: a result is a plain mapping somebody
 from serving.jobs.admission import Admission, Allowance, Limits, Usage, Wish
 from serving.jobs.cell import CELL, Cell
 from serving.jobs.costs import CostReader, CostStore
+from serving.jobs.decisions import HISTORY_MAX as DECISIONS_MAX
+from serving.jobs.decisions import Decided, Decisions, Line
 from serving.jobs.holds import compare_holds
 from serving.jobs.job import ACTIVE, TERMINAL, Job, Phase, State, new_video_id
 from serving.jobs.leases import Drop, Lease, Leases, Signals, Wake
-from serving.jobs.queue import JobPage, JobQueue, Place, PoolState, ReplicaState
+from serving.jobs.pool import (
+    BUCKETS_S,
+    Backlog,
+    Histogram,
+    PoolState,
+    ReplicaState,
+    ReplicaStatus,
+    Starts,
+)
+from serving.jobs.queue import JobPage, JobQueue, Place
 from serving.jobs.room import IDLE, Resident, Room, Rows
 from serving.jobs.settings import JobSettings
 from serving.jobs.upkeep import Upkeep
@@ -18,18 +29,24 @@ from serving.jobs.views import Before, ClassTop, Explanation, PoolTop, TenantTop
 
 __all__ = [
     "ACTIVE",
+    "BUCKETS_S",
     "CELL",
+    "DECISIONS_MAX",
     "IDLE",
     "TERMINAL",
     "Admission",
     "Allowance",
+    "Backlog",
     "Before",
     "Cell",
     "ClassTop",
     "CostReader",
     "CostStore",
+    "Decided",
+    "Decisions",
     "Drop",
     "Explanation",
+    "Histogram",
     "Job",
     "JobPage",
     "JobQueue",
@@ -37,15 +54,18 @@ __all__ = [
     "Lease",
     "Leases",
     "Limits",
+    "Line",
     "Phase",
     "Place",
     "PoolState",
     "PoolTop",
     "ReplicaState",
+    "ReplicaStatus",
     "Resident",
     "Room",
     "Rows",
     "Signals",
+    "Starts",
     "State",
     "TenantTop",
     "Upkeep",

@@ -47,9 +47,17 @@ def new_video_id() -> str:
     return f"video_{secrets.token_hex(16)}"
 
 
-def asked_text(alias: str, service_tier: ServiceTier, spec: ClipSpec) -> str:
-    """What was asked for, as a job's hash keeps it: no script reads it, and each field costs."""
-    return f"{alias} {service_tier} {spec.model_dump_json()}"
+def asked_text(alias: str, service_tier: ServiceTier, spec: ClipSpec, traceparent: str = "") -> str:
+    """What was asked for, as a job's hash keeps it: no script reads it, and each field costs.
+    The traceparent is there only if there is one."""
+    words = [alias, service_tier, spec.model_dump_json()]
+    return " ".join([*words[:2], traceparent, words[2]] if traceparent else words)
+
+
+def _asked(text: str) -> tuple[str, ServiceTier, str, ClipSpec]:
+    alias, service_tier, rest = text.split(" ", 2)
+    traceparent, spec = ("", rest) if rest.startswith("{") else rest.split(" ", 1)
+    return alias, ServiceTier(service_tier), traceparent, ClipSpec.model_validate_json(spec)
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,11 @@ class Job:
     caller used for it), ``spec``, ``est_device_ms``, ``created_ms``, ``seq`` (order of
     submission), ``service_tier`` (as asked), ``service_class``, ``paid_from`` (``allowance``,
     ``relaxed``: beyond it, at nobody's expense, or ``credits``), ``credits`` (held for
-    it, in milli-credits; once it has ended, what it cost). Set by leases: ``seat`` (in the rank),
-    ``fence``,
-    ``attempts``, ``lease_until_ms``, ``replica``, ``started_ms`` (of the first lease),
-    ``preempted`` (how often). Set by progress: ``phase``, ``step``, ``remaining_ms``,
+    it, in milli-credits; once it has ended, what it cost), ``traceparent`` (of the span of its
+    submission, if that is recorded), ``queued_ms`` (since when it waits, or waited: when it was
+    submitted or came back). Set by leases: ``seat`` (in the rank), ``fence``, ``attempts``,
+    ``lease_until_ms``, ``replica``, ``started_ms`` (of the first lease), ``preempted`` (how
+    often). Set by progress: ``phase``, ``step``, ``remaining_ms``,
     ``spent_ms`` (device time so far; of what it shared, its share); ``checkpoint`` and ``preview``
     (keys in the store) with ``checkpoint_step`` and ``preview_step``, which the end forgets;
     ``left_device_ms`` (work that the checkpoint does not save). Set at the end: ``finished_ms``,
@@ -84,6 +93,8 @@ class Job:
     service_class: ServiceClass = ServiceClass.STANDARD
     paid_from: str = "allowance"
     credits: int = 0
+    traceparent: str = ""
+    queued_ms: int = 0
     seat: int = 0
     fence: int = 0
     attempts: int = 0
@@ -119,22 +130,24 @@ class Job:
     @classmethod
     def from_hash(cls, raw: Mapping[str, str]) -> Self:
         """A job from the fields of its Redis hash, as the scripts write them."""
-        alias, service_tier, spec = raw["asked"].split(" ", 2)
+        alias, service_tier, traceparent, spec = _asked(raw["asked"])
         return cls(
             id=raw["id"],
             user=raw["user"],
             pool=raw["pool"],
             alias=alias,
             state=State(raw["state"]),
-            spec=ClipSpec.model_validate_json(spec),
+            spec=spec,
             est_device_ms=int(raw["est_device_ms"]),
             created_ms=int(raw["created_ms"]),
             seq=int(raw["seq"]),
-            service_tier=ServiceTier(service_tier),
+            service_tier=service_tier,
+            traceparent=traceparent,
             service_class=ServiceClass(raw["class"]),
             paid_from=raw["from"],
             credits=int(raw.get("credits", 0)),
             seat=int(raw.get("seat", 0)),
+            queued_ms=int(raw.get("queued_ms", raw["created_ms"])),
             fence=int(raw.get("fence", 0)),
             attempts=int(raw.get("attempts", 0)),
             lease_until_ms=int(raw.get("lease_until_ms", 0)),

@@ -17,6 +17,7 @@ from redis.asyncio.client import PubSub
 
 from serving.jobs.cell import Cell, error_json
 from serving.jobs.job import Job, Phase, State
+from serving.jobs.pool import ReplicaStatus
 from serving.jobs.room import IDLE, Room
 from serving.jobs.settings import JobSettings
 from serving.plan.classes import DEFAULT_POLICIES, ClassPolicy, ServiceClass
@@ -132,11 +133,15 @@ class Leases:
         """Count why the job's checkpoint is of no use, and forget it."""
         _held(job, await self._cell.run("resume", job.id, job.fence, job.pool, error.code))
 
-    async def give_back(self, job: Job, *, holding: bool = False, spent_ms: int = 0) -> None:
-        """Yield: the job returns to the queue. ``holding``: its checkpoint is in memory here."""
+    async def give_back(
+        self, job: Job, *, holding: bool = False, spent_ms: int = 0, step: int = 0
+    ) -> None:
+        """Yield: the job returns to the queue. ``holding``: its checkpoint is in memory here.
+        ``step``: how many of its steps were done; those not saved will be done again."""
         holder = self._replica if holding else ""
         spent_ms += job.spent_ms
-        _held(job, await self._cell.run("yield", job.id, job.fence, job.pool, holder, spent_ms))
+        run = "yield", job.id, job.fence, job.pool
+        _held(job, await self._cell.run(*run, holder, spent_ms, step))
 
     async def complete(self, job: Job, result: Mapping[str, Any], *, spent_ms: int = 0) -> None:
         """The clip is stored: end the job as completed."""
@@ -153,15 +158,35 @@ class Leases:
         _held(job, await self._cell.run(*run, state, field, value, spent_ms))
 
     async def announce(
-        self, *, host: str, pid: int, slots: int, free: int, age_ms: int, device: str = ""
+        self,
+        *,
+        host: str,
+        pid: int,
+        slots: int,
+        free: int,
+        age_ms: int,
+        device: str = "",
+        state: ReplicaStatus | None = None,
+        start_ms: int | None = None,
     ) -> None:
-        """Say that this replica is there. To be repeated well within ``SILENT_REPLICA_MS``."""
+        """Say that this replica is there. To be repeated well within ``SILENT_REPLICA_MS``.
+
+        ``state``: idle or busy, by its slots, if nothing else is said. ``start_ms``: that it became
+        ready, and how long that took; to be said until it was answered.
+        """
+        if state is None:
+            state = ReplicaStatus.IDLE if free == slots else ReplicaStatus.BUSY
         fields: dict[str, str | int] = {"host": host, "pid": pid, "slots": slots, "free": free}
         fields["device"] = device
         flat = [part for pair in fields.items() for part in pair]
-        await self._cell.run(
-            "announce", self._pool, self._replica, SILENT_REPLICA_MS, age_ms, *flat
-        )
+        started = "" if start_ms is None else start_ms
+        me = self._pool, self._replica
+        await self._cell.run("announce", *me, SILENT_REPLICA_MS, age_ms, state, started, *flat)
+
+    async def start_failed(self, error: str) -> None:
+        """Say that this replica, which had announced that it starts, will not become ready.
+        ``error``: the name of what it died of."""
+        await self._cell.run("start_failed", self._pool, self._replica, error)
 
     async def tally(self, counted: Mapping[str, int]) -> None:
         """Add what this replica counted, by name, to the sums of its pool."""

@@ -14,6 +14,7 @@ from quota.tiers import Tiers
 from serving.jobs.admission import Admission, Allowance, Limits, Usage, Wish, may_pay
 from serving.jobs.cell import Cell, error_json
 from serving.jobs.job import Job, State, asked_text
+from serving.jobs.pool import PoolState
 from serving.jobs.refused import Asked, refusal
 from serving.jobs.settings import JobSettings
 from serving.jobs.views import Explanation, PoolTop
@@ -52,39 +53,6 @@ class JobPage:
     has_more: bool
 
 
-@dataclass(frozen=True)
-class ReplicaState:
-    """A live replica: its class of ``device``, how many of its ``slots`` are ``free``, and for how
-    long it has lived."""
-
-    id: str
-    host: str
-    pid: int
-    device: str
-    slots: int
-    free: int
-    age_s: float
-
-
-@dataclass(frozen=True)
-class PoolState:
-    """One pool at one moment. ``oldest_ms`` is the age of the oldest queued job.
-
-    ``counts`` is how often what happened: yielded, preempted, lease_lost, resumed,
-    resumed_from_memory, checkpoint_corrupt, checkpoint_foreign, checkpoint_missing. ``tallies`` is
-    what replicas counted themselves, those that are gone included: prompt_cache_hits,
-    prompt_cache_misses.
-    """
-
-    queued: int
-    in_progress: int
-    oldest_ms: int
-    ended: Mapping[State, int]
-    counts: Mapping[str, int]
-    tallies: Mapping[str, int]
-    replicas: Sequence[ReplicaState]
-
-
 class JobQueue:
     """Jobs of one cell, as their owners see them."""
 
@@ -103,11 +71,13 @@ class JobQueue:
         price: int | None = None,
         limits: Limits = NO_LIMITS,
         wish: Wish = NO_WISH,
+        traceparent: str = "",
         dry: bool = False,
     ) -> Admission:
         """Accept a job, or find the one that this request has made before. If ``dry``, only say
         whether it would be accepted and how: nothing is written. ``price`` is what it costs if it
-        is paid from credits (milli-credits); None: it cannot be.
+        is paid from credits (milli-credits); None: it cannot be. ``traceparent`` names the span
+        that its own spans belong under.
 
         Raises a :class:`Refused` whose ``allowance`` is the user's :class:`Allowance`, or
         :class:`IdempotencyMismatch`.
@@ -118,7 +88,7 @@ class JobQueue:
             job_id,
             user,
             spec.model,
-            asked_text(alias, wish.service_tier, spec),
+            asked_text(alias, wish.service_tier, spec, traceparent),
             spec.shape,
             spec.rows,
             max(1, est_device_ms),
@@ -149,6 +119,8 @@ class JobQueue:
                     est_device_ms=est_device_ms,
                     left_device_ms=est_device_ms,
                     created_ms=int(created_ms),
+                    queued_ms=int(created_ms),
+                    traceparent=traceparent,
                     seq=int(seq),
                     service_tier=wish.service_tier,
                     service_class=ServiceClass(service_class),
@@ -204,6 +176,22 @@ class JobQueue:
         async with self._cell.answers(), self._cell.redis.pipeline(transaction=True) as pipe:
             pipe.delete(name)
             pipe.hset(name, mapping=fields)
+            await pipe.execute()
+
+    async def apply_objectives(
+        self, pools: Mapping[str, Mapping[ServiceClass, ClassPolicy]]
+    ) -> None:
+        """Let the queue know what jobs of each class of each pool may count on: it is measured by
+        that from now on."""
+        async with self._cell.answers(), self._cell.redis.pipeline(transaction=True) as pipe:
+            for pool, classes in pools.items():
+                fields: dict[str, float] = {}
+                for name, policy in classes.items():
+                    fields[f"{name}:factor"] = policy.factor
+                    if policy.first_step_s is not None:
+                        fields[f"{name}:first_step_ms"] = round(1000 * policy.first_step_s)
+                pipe.delete(self._cell.key("objectives", pool))
+                pipe.hset(self._cell.key("objectives", pool), mapping=fields)
             await pipe.execute()
 
     async def top(self, pool: str, *, tenants: int = 10) -> PoolTop:
@@ -306,54 +294,13 @@ class JobQueue:
             raise _no_video(job_id)
 
     async def pools(self, names: Sequence[str]) -> dict[str, PoolState]:
-        """The named pools now."""
-        async with self._cell.answers():
-            seconds, micros = await self._cell.redis.time()
-            now_ms = seconds * 1000 + micros // 1000
-            return {name: await self._pool(name, now_ms) for name in names}
-
-    async def _pool(self, pool: str, now_ms: int) -> PoolState:
-        key = self._cell.key
-        async with self._cell.redis.pipeline(transaction=True) as pipe:
-            pipe.zcard(key("queued", pool))
-            pipe.zcard(key("leased", pool))
-            pipe.hgetall(key("ended", pool))
-            pipe.hgetall(key("counts", pool))
-            pipe.hgetall(key("tallies", pool))
-            pipe.zrange(key("queued", pool), 0, 0)
-            pipe.zrange(key("replicas", pool), 0, -1)
-            queued, in_progress, ended, counts, tallies, head, replicas = await pipe.execute()
-            pipe.hget(key("job", *(head or [""])), "created_ms")
-            for replica in replicas:
-                pipe.hgetall(key("replica", replica))
-            created_ms, *alive = await pipe.execute()
-        return PoolState(
-            queued=queued,
-            in_progress=in_progress,
-            oldest_ms=max(0, now_ms - int(created_ms)) if created_ms else 0,
-            ended={State(name): int(count) for name, count in ended.items()},
-            counts={name: int(count) for name, count in counts.items()},
-            tallies={name: int(count) for name, count in tallies.items()},
-            # A replica that fell silent has no hash any more.
-            replicas=[_replica(raw, now_ms) for raw in alive if raw],
-        )
+        """The named pools now, each as of one moment."""
+        return {name: PoolState.of(await self._cell.run("observe", name)) for name in names}
 
     async def ping(self) -> None:
         """:class:`ServiceUnavailable` unless Redis answers."""
         async with self._cell.answers():
             await self._cell.redis.ping()
-
-
-def _replica(raw: Mapping[str, str], now_ms: int) -> ReplicaState:
-    return ReplicaState(
-        id=raw["id"],
-        host=raw["host"],
-        pid=int(raw["pid"]),
-        device=raw.get("device", ""),
-        slots=int(raw["slots"]),
-        free=int(raw["free"]),
-        age_s=round(max(0, now_ms - int(raw["started_ms"])) / 1000, 1),
-    )
 
 
 def _job(flat: Sequence[str]) -> Job | None:

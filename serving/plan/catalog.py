@@ -277,6 +277,31 @@ class Placement(_Strict):
     slots: int = Field(1, ge=1, le=64, description="jobs resident in one replica at once")
 
 
+class ScalingPolicy(_Strict):
+    """How a pool's number of replicas follows its work; ``docs/autoscaling.md`` has the formula.
+
+    With a buffer of 0 and ``min_replicas`` of 0, a pool that has nothing to do goes to zero.
+    """
+
+    min_replicas: int = Field(0, ge=0, le=1024, description="always there")
+    max_replicas: int = Field(ge=1, le=1024, description="at most")
+    buffer: int = Field(0, ge=0, le=1024, description="beyond what the work needs, idle too")
+    keep_alive_s: float = Field(60.0, ge=0, description="one not needed is kept so long")
+    scaling_delay_s: float = Field(0.0, ge=0, description="none is added before so long a need")
+    cold_start_s: float = Field(
+        60.0, gt=0, description="from the decision to the first lease, until it is measured"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ScalingPolicy:
+        if self.min_replicas + self.buffer > self.max_replicas:
+            raise ValueError(
+                f"min_replicas {self.min_replicas} and buffer {self.buffer} do not fit into "
+                f"max_replicas {self.max_replicas}"
+            )
+        return self
+
+
 class Model(_Strict):
     """One catalog entry: a pool of replicas that share a queue."""
 
@@ -291,6 +316,7 @@ class Model(_Strict):
     cost: CostTable
     price: PriceTable = PriceTable()
     placement: Placement = Placement()
+    scaling: ScalingPolicy | None = Field(None, description="null: always placement.replicas")
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     preview: PreviewPolicy | None = Field(PreviewPolicy(), description="null for none")
     batch: BatchPolicy = BatchPolicy()

@@ -23,7 +23,8 @@ class ClipSpec(BaseModel):
     makes ``render_frames``, which its VAE can pack, and the surplus is dropped.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # What does not fit must not bring a prompt into a log.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     model: str
     prompt: str

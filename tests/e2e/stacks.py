@@ -43,6 +43,7 @@ class Stack:
     admin_key: str | None
     log_dir: Path
     ray_address: str
+    engine_metrics_url: str
 
     @property
     def client_env(self) -> dict[str, str]:
@@ -150,6 +151,7 @@ def _ready(process: subprocess.Popen[str], log: Path) -> Stack:
         said["admin_key"],
         Path(said["log_dir"]),
         said["ray_address"],
+        said["engine_metrics_url"],
     )
 
 

@@ -44,6 +44,14 @@ def test_submit_writes_the_clip(stack: Stack, tmp_path: Path) -> None:
     assert (tmp_path / f"{again['id']}.mp4").read_bytes() == out.read_bytes()
 
 
+def test_autoscaling_that_is_off_is_said_to_be(stack: Stack) -> None:
+    said = run(stack, "autoscale", "explain").stdout
+    assert "demo-wan: autoscaling is off" in said
+    assert answer(stack, "autoscale", "explain", "sora-2")["pools"][0]["decision"] is None
+    off = answer(stack, "autoscale", "watch", code=1)
+    assert off["error"]["code"] == "autoscaling_off"
+
+
 def test_a_job_from_submission_to_deletion(stack: Stack, tmp_path: Path) -> None:
     video_id = answer(stack, "submit", "slow", "--steps", "2000", "--no-wait")["id"]
     assert answer(stack, "jobs", "show", video_id)["steps"] == 2000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from tests.e2e.stacks import REELSERVE, Stack, clean_env
@@ -60,6 +61,20 @@ def test_steady_can_start_its_own_stack() -> None:
     value = answer("loadtest", "steady", "--start", "--users", "2", "--seconds", "3")
     assert value["ok"]
     assert value["jobs"]["completed"] > 0
+
+
+def test_a_spike_is_followed_until_its_last_job(stack: Stack, tmp_path: Path) -> None:
+    picture = tmp_path / "spike.svg"
+    few = ("--jobs", "6", "--over", "2", "--quiet", "1", "--steps", "4", "--until-idle")
+    value = answer("loadtest", "spike", *few, "--svg", str(picture), env=stack.client_env)
+    assert value["ok"], value["errors"]
+    assert (value["url"], value["model"]) == (stack.url, "demo-wan")
+    assert (value["jobs"]["completed"], value["jobs"]["attempts_max"]) == (6, 1)
+    assert 0 <= value["queue_wait_s"]["p50"] <= value["total_s"]["p50"] <= value["total_s"]["max"]
+    assert value["timeline"][0]["t_s"] < 0 < value["last_job_s"] <= value["timeline"][-1]["t_s"] + 2
+    # This pool always has one replica.
+    assert (value["replicas"]["before"], value["replicas"]["peak"]) == (1, 1)
+    assert "demo-wan" in picture.read_text()
 
 
 def test_every_submission_of_the_benchmark_is_in_redis() -> None:

@@ -808,8 +808,9 @@ async def test_metrics_count_what_happened(
     await complete(services, leases)
     await create(ann)
     text = (await ann.get("/metrics")).text
-    assert 'reelserve_jobs_queued{model="demo-wan"} 1.0' in text
-    assert 'reelserve_jobs_in_progress{model="demo-wan"} 0.0' in text
+    labels = 'class="standard",model="demo-wan"'
+    assert f'reelserve_backlog_jobs{{{labels},state="queued"}} 1.0' in text
+    assert f'reelserve_backlog_jobs{{{labels},state="in_flight"}} 0.0' in text
     assert 'reelserve_jobs_ended_total{model="demo-wan",status="completed"} 1.0' in text
     assert 'reelserve_prompt_cache_hits_total{model="demo-wan"} 0.0' in text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from quota.ledger import Entry
 from serving.jobs import State
-from serving.plan.classes import CLASSES
+from serving.plan.classes import CLASSES, ServiceClass
 from tests.ledger_model import LedgerModel, ModelGrant
 from tests.queue_model import QueueModel
 from tests.queue_state import QueueState, close
@@ -24,6 +25,7 @@ def compare(model: QueueModel, state: QueueState, entries: Sequence[Entry]) -> N
     """AssertionError where they do not say the same. ``entries`` are the latest of the ledger."""
     _compare_jobs(model, state)
     _compare_fairness(model, state)
+    _compare_figures(model, state)
     _compare_allowances(model, state)
     _compare_remembered(model, state)
     _compare_entries(model.ledger, state, entries)
@@ -94,6 +96,32 @@ def _compare_fairness(model: QueueModel, state: QueueState) -> None:
         for name, value in expected_fair.items():
             found = float(fair.get(f"{each}:{name}", -1 if name == "lifted" else 0))
             assert found == pytest.approx(value, abs=1e-6, rel=1e-12), name
+
+
+def _compare_figures(model: QueueModel, state: QueueState) -> None:
+    """All that is counted: nothing is missing, nothing is there twice."""
+    backlog = _counts(state, "backlog")
+    for each in CLASSES:
+        for unit in ("jobs", "ms"):
+            arrived = backlog[f"{each}:{unit}"] + backlog[f"{each}:left_{unit}"]
+            assert arrived == model.arrived[each, unit]
+    assert _counts(state, "refused") == model.refused
+    assert _counts(state, "steps") == +model.steps
+    measured: Counter[tuple[ServiceClass, str]] = Counter()
+    for field, value in _counts(state, "times").items():
+        service_class, name, bucket = field.split(":")
+        if bucket != "sum":
+            measured[ServiceClass(service_class), name] += value
+    for field, value in _counts(state, "slo").items():
+        service_class, objective, outcome = field.split(":")
+        if objective == "done":
+            measured[ServiceClass(service_class), outcome] += value
+    assert measured == model.measured
+
+
+def _counts(state: QueueState, kind: str) -> Counter[str]:
+    found = state.hashes.get(f"{kind}:{POOL}", {})
+    return Counter({name: int(value) for name, value in found.items()})
 
 
 def _compare_allowances(model: QueueModel, state: QueueState) -> None:

@@ -81,7 +81,7 @@ class Operation(World):
             model.behind_ms -= min(model.behind_ms, max(0, STEPS * STEP_MS - passed_ms))
             model.now_ms = now_ms
             for job in kept:
-                model.heartbeat(job.id, job.fence, job.spent_ms, LEASE_MS)
+                model.heartbeat(job.id, job.fence, job.spent_ms, LEASE_MS, step=1)
             return now_ms
 
         self.do(Step(real, expected))

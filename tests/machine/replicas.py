@@ -93,7 +93,7 @@ class Replicas(Users):
         total_ms = job.spent_ms + spent_ms
         left_ms = max(1, job.left_device_ms - spent_ms)
         replica = Leases(self.cell, POOL, job.replica, BOUNDS)
-        me = job.id, job.fence
+        me, step = (job.id, job.fence), int(4 * done)
         match what:
             case "heartbeat":
                 progress: dict[str, Any] = {"phase": Phase.DENOISE, "step": 1}
@@ -101,11 +101,10 @@ class Replicas(Users):
                 return [
                     self.writing(
                         lambda: replica.heartbeat(job, lease_ms=LEASE_MS, **progress),
-                        lambda model: model.heartbeat(*me, total_ms, LEASE_MS),
+                        lambda model: model.heartbeat(*me, total_ms, LEASE_MS, step=1),
                     )
                 ]
             case "checkpoint":
-                step = int(4 * done)
                 return [
                     self.writing(
                         lambda: replica.checkpoint(job, f"{job.fence}/{step}", step, left_ms),
@@ -122,8 +121,8 @@ class Replicas(Users):
             case "yield":
                 return [
                     self.writing(
-                        lambda: replica.give_back(job, spent_ms=spent_ms),
-                        lambda model: model.give_back(*me, total_ms),
+                        lambda: replica.give_back(job, spent_ms=spent_ms, step=step),
+                        lambda model: model.give_back(*me, total_ms, step),
                     )
                 ]
             case "complete":

@@ -20,7 +20,7 @@ from quota.redis_ledger import RedisLedger
 from quota.tiers import Surge, Tier, Tiers
 from quota.verify import verify
 from serving.jobs import Cell, Job, JobQueue, JobSettings, Leases, Upkeep, Wish
-from serving.plan.classes import ServiceClass
+from serving.plan.classes import CLASSES, ClassPolicy, ServiceClass
 from tests.clock import Clock
 from tests.jobs import SHARES
 from tests.ledger_model import GrantAsked
@@ -32,6 +32,7 @@ HOUR_MS = 3_600_000
 LEASE_MS = 60_000
 BOUNDS = JobSettings(attempts_max=2, queue_max=14, retention_s=30 * 3600, queue_ttl_s=26 * 3600)
 SURGE_MS = 4_000_000
+NEVER_MISSED = {each: ClassPolicy(share=0.3, first_step_s=1e9, factor=1e9) for each in CLASSES}
 NUMBERS = st.sampled_from([(2, 1, 3.0), (4, 2, 0.7), (1, 3, 1.0)])
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -106,6 +107,7 @@ class World(RuleBasedStateMachine):
         await self.redis.flushall()
         await self.cell.check_schema()
         await self.queue.apply_tiers(tiers(numbers))
+        await self.queue.apply_objectives({POOL: NEVER_MISSED})
         await self.speak()
         now_ms = (await read_state(self.redis)).now_ms
         noon = now_ms + 6 * HOUR_MS + HOUR_MS // 3

@@ -613,6 +613,7 @@ def test_setting_what_is_no_tier_or_no_user_is_a_usage_error(
 
 def test_status_shows_each_pool(api: Script) -> None:
     replica = {"id": "abc", "host": "gpu1", "pid": 7, "slots": 4, "free": 3, "age_s": 61.0}
+    replica |= {"state": "busy"}
     pool = {
         "queued": 3,
         "in_progress": 1,
@@ -620,6 +621,7 @@ def test_status_shows_each_pool(api: Script) -> None:
         "ended": {"completed": 12},
         "counts": {"resumed": 2},
         "replicas": [replica],
+        "failed_starts": {"count": 2, "error": "ConfigError"},
         "costs": {"NVIDIA H200": {"step": {"predictions": 99, "error": 0.034, "bias": -0.01}}},
     }
     api.on("GET /readyz", Answer({"status": "ready"}))
@@ -630,6 +632,8 @@ def test_status_shows_each_pool(api: Script) -> None:
     assert "demo-wan" in people.stdout
     assert "4.5 s" in people.stdout
     assert "gpu1, pid 7" in people.stdout
+    assert "busy" in people.stdout
+    assert "demo-wan: the last 2 replicas failed to start (ConfigError)" in people.stdout
     assert "resumed 2" in people.stdout
     assert "demo-wan on NVIDIA H200: estimates off by step 3%" in people.stdout
     assert json.loads(machines.stdout)["ready"] is True

@@ -33,7 +33,9 @@
 -- <cell>:fair:<pool>          hash    <class>:credit (ms), <class>:reached (the highest that the least
 --                                     counter ever was), <class>:window, <class>:passed,
 --                                     <class>:lifted (what a counter was lifted to last), <class>:tidied
--- <cell>:backlog:<pool>       hash    <class>:jobs and <class>:ms of those that wait
+-- <cell>:backlog:<pool>       hash    <class>:jobs and <class>:ms of those that wait, <class>:left_jobs and
+--                                     <class>:left_ms of those that left the line, less those that came
+--                                     back: what waits and what left is all that ever arrived
 -- <cell>:leased:<pool>        zset    job ids in progress, by the time their lease ends (ms)
 -- <cell>:ended:<pool>         hash    how many jobs reached each terminal state
 -- <cell>:tallies:<pool>       hash    sums of what its replicas counted: prompt_cache_hits,
@@ -41,18 +43,37 @@
 -- <cell>:counts:<pool>        hash    how often else what happened: yielded, preempted, lease_lost,
 --                                     resumed, resumed_from_memory (of those), checkpoint_corrupt,
 --                                     checkpoint_foreign, checkpoint_missing
+-- <cell>:refused:<pool>       hash    by reason how many submissions were refused; replayed: not refused,
+--                                     but answered with the job that was there
+-- <cell>:steps:<pool>         hash    denoising steps that were for nothing: lost (with a lease, or with a
+--                                     checkpoint that could not be used), redone (after a yield)
+-- <cell>:times:<pool>         hash    histograms. <class>:<name>:<bucket> is how many took no more than so
+--                                     many seconds, and more than the bucket below (or inf);
+--                                     <class>:<name>:sum what they took together (ms). _measures.lua
+-- <cell>:objectives:<pool>    hash    <class>:first_step_ms (absent: no objective), <class>:factor.
+--                                     JobQueue.apply_objectives writes it
+-- <cell>:slo:<pool>           hash    <class>:<objective>:attained and :missed, jobs
+-- <cell>:starts:<pool>        hash    replicas that became ready, and that failed to; failures: the failed
+--                                     ones since the last that became ready; when the last failed
+--                                     (failed_ms), and of what (error)
+-- <cell>:startups:<pool>      list    what the latest starts took (ms), the newest first
+-- <cell>:starting:<pool>      zset    ids of replicas that load their weights, by when they started (ms)
 -- <cell>:emptying:<pool>      string  "<replica> <until>": takes no more until then (ms), so that a job can
 --                                     run alone
 -- <cell>:costs:<pool>         hash    what the pool's work takes, learned: by "<format> <device class>"
 --                                     one cost model as JSON; learn.lua bounds both
+-- <cell>:autoscale            hash    by pool the autoscaler's last decision as JSON: at_ms, and what
+--                                     serving/jobs/decisions.py lists
+-- <cell>:autoscale:history    list    of its decisions, the newest first, short, one line for all pools
 -- <cell>:expiring             zset    ids of ended jobs, by the time they are forgotten (ms)
 -- <cell>:garbage              zset    ids whose files are of no use any more, by when that was
 -- <cell>:gone:<id>            string  "<seq> <user>" of a job that was forgotten, for an hour: so that
 --                                     deleting it again and listing on from it both work
 -- <cell>:last_lease:<replica> string  "<token> <id> <fence> <victim>": what its last lease call got,
 --                                     and which run goes for it, or -
--- <cell>:replica:<id>         hash    a live replica; goes by itself when the replica is silent
--- <cell>:replicas:<pool>      zset    ids of the pool's replicas, by when they started (ms)
+-- <cell>:replica:<id>         hash    a live replica, with its state (starting, idle, busy, draining); goes by
+--                                     itself when the replica is silent
+-- <cell>:replicas:<pool>      zset    ids of the pool's replicas that have started, by when they began to (ms)
 -- <cell>:idle:<pool>          zset    ids of replicas that run nothing, by when they last said so (ms)
 -- <cell>:wake:<pool>          channel "<now> <created> <total> <remaining> <seat>" (ms) of a job that
 --                                     waits: replicas with a free slot should lease

@@ -133,6 +133,12 @@ local function add_to_backlog(pool, class, jobs, ms)
   redis.call('HINCRBY', backlog, class .. ':ms', ms)
 end
 
+-- Of what arrived in a pool: what left its lines, or (less than nothing) came back into them.
+local function add_to_left(pool, class, jobs, ms)
+  redis.call('HINCRBY', key('backlog', pool), class .. ':left_jobs', jobs)
+  redis.call('HINCRBY', key('backlog', pool), class .. ':left_ms', ms)
+end
+
 -- Into the user's lines.
 local function enqueue_new(id, pool, place, seq, created, total, left, user, class, now)
   redis.call('ZADD', key('queued', pool), seq, id)
@@ -154,6 +160,7 @@ end
 -- Back into them.
 local function enqueue(id, pool)
   local place, left, user, class, seq, created, total = place_of(id)
+  add_to_left(pool, class, '-1', '-' .. left)
   enqueue_new(id, pool, place, seq, created, total, left, user, class, string.format('%d', now_ms()))
 end
 
@@ -165,6 +172,7 @@ local function take_out(id, pool, place, left, user, class)
   end
   redis.call('DEL', heads_key(pool, class, user))
   add_to_backlog(pool, class, '-1', '-' .. left)
+  add_to_left(pool, class, '1', left)
   if redis.call('HINCRBY', key('user', user, 'lines'), pool .. ' ' .. class, '-1') == 0 then
     redis.call('HDEL', key('user', user, 'lines'), pool .. ' ' .. class)
     redis.call('ZREM', key('ready', pool, class), user)

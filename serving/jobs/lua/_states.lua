@@ -46,6 +46,7 @@ local function finish(id, pool, state, name, value)
   end
   give_back_allowance(id, state)
   settle_credits(id, state)
+  measure_end(id, pool, state, now)
   local expires = now + tonumber(job_field(id, 'retention_ms'))
   redis.call('HSET', key('job', id), 'state', state, 'finished_ms', now, 'expires_ms', expires,
     'phase', '', 'remaining_ms', 0, name, value)
@@ -65,6 +66,11 @@ local function drop_run(id, pool)
   end
 end
 
+-- Of the steps that a run has done, those that its checkpoint does not save.
+local function unsaved_steps(id, step)
+  return tonumber(step or 0) - tonumber(job_field(id, 'checkpoint_step') or 0)
+end
+
 -- Forget an ended job. Its files are garbage from now on.
 local function forget(id)
   local user = job_field(id, 'user')
@@ -80,6 +86,7 @@ end
 local function lose(id, pool, attempts_max, lost_error)
   drop_run(id, pool)
   count(pool, 'lease_lost')
+  waste_steps(pool, 'lost', unsaved_steps(id, job_field(id, 'step')))
   if tonumber(job_field(id, 'attempts')) >= attempts_max then
     finish(id, pool, 'failed', 'error', lost_error)
   else

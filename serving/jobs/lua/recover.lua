@@ -7,7 +7,7 @@ for _, pool in ipairs(redis.call('SMEMBERS', key('pools'))) do
     lose(id, pool, tonumber(ARGV[1]), ARGV[2])
     n = n + 1
   end
-  redis.call('DEL', key('replicas', pool), key('idle', pool))
+  redis.call('DEL', key('replicas', pool), key('idle', pool), key('starting', pool))
 end
 redis.call('SET', key('seen'), now_ms())
 return n

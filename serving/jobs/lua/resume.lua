@@ -9,6 +9,7 @@ count(pool, outcome)
 if outcome == 'resumed_from_memory' then
   count(pool, 'resumed')
 elseif outcome ~= 'resumed' then
+  waste_steps(pool, 'lost', tonumber(job_field(id, 'checkpoint_step') or 0))
   redis.call('HDEL', key('job', id), 'checkpoint', 'checkpoint_step')
   redis.call('HSET', key('job', id), 'step', 0, 'left_device_ms', job_field(id, 'est_device_ms'))
 end

@@ -10,7 +10,8 @@
 --     enough, it costs more than the caller said, or something is owed
 -- limits: as _admission.lua has them. price (milli-credits): '' where nobody said that credits may pay for
 -- it; then the ledger is not needed. The whole waterfall: replay, rate, own bound, allowance,
--- credits, relaxed, bound of the pool, refuse. What is refused leaves nothing behind but its count against the rate.
+-- credits, relaxed, bound of the pool, refuse. What is refused leaves nothing behind but its counts, by reason and
+-- against the rate.
 -- Safe to repeat with the same id after a lost answer: the job is there once.
 -- The pool's queue holds queued_max jobs, the last of them only of the higher classes.
 -- It is the one script whose rate bounds all others, so it asks nothing twice.
@@ -20,6 +21,11 @@ local id, user, pool, asked, shape, rows, est, queued_max, retention_ms, service
   gpu_ms, queued_jobs, per_minute, days, surge_generations, surge_inside, surge_ms, dry = unpack(ARGV)
 local now, est_device_ms = now_ms(), tonumber(est)
 local limits = limits_now(user, pool, now, days, per_minute, surge_ms)
+local function note_refused(reason)
+  if dry ~= '1' then
+    redis.call('HINCRBY', key('refused', pool), reason, 1)
+  end
+end
 
 -- Who was here already.
 local seq, created_ms, was_class, was_from, was_credits =
@@ -36,8 +42,10 @@ if remembered then
     of_body, job = string.match(before, '^(%S+) (%S+)$')
   end
   if of_body and of_body ~= body then
+    note_refused('mismatch')
     return {'mismatch'}
   elseif of_body then
+    note_refused('replayed')
     return {'replayed', limits_told(limits), redis.call('HGETALL', key('job', job)),
       redis.call('GET', key('answer', user, idempotency_key)) or ''}
   end
@@ -47,6 +55,7 @@ local same = not remembered and body ~= '' and tonumber(retry_ms) > 0 and key('s
 if same and retried ~= '' then
   local job = redis.call('HGETALL', key('job', redis.call('GET', same) or ''))
   if #job > 0 then
+    note_refused('replayed')
     return {'replayed', limits_told(limits), job, ''}
   end
 end
@@ -55,11 +64,13 @@ end
 if per_minute ~= '' then
   local wait_ms = take_rate(limits.rate, dry)
   if wait_ms then
+    note_refused('rate')
     return {'rate', limits_told(limits), wait_ms}
   end
 end
 if queued_jobs ~= '' and queued_of(user) >= tonumber(queued_jobs) then
   keep_used(user, limits, dry)
+  note_refused('own')
   return {'own', limits_told(limits), -1}
 end
 
@@ -105,6 +116,7 @@ if not class and service_tier == 'auto' and beyond == 'relaxed' then
 end
 if not class then
   keep_used(user, limits, dry)
+  note_refused(short)
   local wait_ms = short ~= 'priority' and limits.ends and math.ceil(limits.ends - now) or -1
   return {short, limits_told(limits), wait_ms, string.format('%d', balance),
     string.format('%d', owed)}
@@ -112,6 +124,7 @@ end
 local queued = redis.call('ZCARD', key('queued', pool))
 if queued >= queued_max * QUEUE_SHARE[class] then
   keep_used(user, limits, dry)
+  note_refused('pool')
   return {'pool', limits_told(limits), -1}
 elseif dry == '1' then
   return {'accepted', limits_told(limits),
@@ -123,6 +136,7 @@ local now_text = string.format('%d', now)
 if credits > 0 and not hold(user, id, credits) then
   -- There is enough of it, so this was held before: for the job that this very call made, whose answer was
   -- lost, and which was deleted since.
+  note_refused('replayed')
   return {'replayed', limits_told(limits), {}, ''}
 end
 seq = string.format('%d', redis.call('INCR', key('seq')))

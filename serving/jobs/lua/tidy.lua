@@ -50,6 +50,12 @@ for _, pool in ipairs(redis.call('SMEMBERS', key('pools'))) do
       redis.call('ZREM', key('idle', pool), replica)
     end
   end
+  -- One that was killed while it loaded its weights cannot say so.
+  for _, replica in ipairs(redis.call('ZRANGE', key('starting', pool), 0, -1)) do
+    if redis.call('EXISTS', key('replica', replica)) == 0 then
+      fail_start(pool, replica, 'silent')
+    end
+  end
 end
 
 -- Their tier may let them run more than when they were parked.

@@ -1,0 +1,135 @@
+"""What one attempt at a job tells of itself: its spans, and the ids in its log lines."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+from serving import context
+from serving.engine import (
+    Began,
+    Decoded,
+    Denoised,
+    Dropped,
+    Event,
+    Failed,
+    Stepped,
+    Yielded,
+)
+from serving.jobs import Lease
+from serving.tracing import NO_SPAN, Attributes, Tracer
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    YIELDED = "yielded"
+    PREEMPTED = "preempted"
+    """Yielded as well, for a job that goes first."""
+    STALE = "stale"
+    """The job was no longer this attempt's: cancelled, expired, or leased to another."""
+    ABANDONED = "abandoned"
+    """This process gave up on it, and its lease runs out."""
+
+
+class Attempt:
+    """Use as a context manager around the whole attempt, and say how it ``ended``.
+
+    The spans go under that of the job's submission: ``queue``, by Redis's clock, until the lease;
+    ``lease``, until the end; and in this ``encode``, ``denoise``, ``decode`` and ``deliver``.
+    """
+
+    def __init__(self, lease: Lease, tracer: Tracer, step: int) -> None:
+        self._job = job = lease.job
+        self._tracer = tracer
+        self._step = step
+        self._rows_max = 0
+        self._leased_ms = job.created_ms + lease.waited_ms
+        self._began = time.monotonic()
+        self._span = self._stage = NO_SPAN
+        self._exit = ExitStack()
+        self._outcome, self._error = Outcome.ABANDONED, ""
+
+    def __enter__(self) -> Self:
+        job = self._job
+        described: Attributes = {
+            "job_id": job.id,
+            "model": job.pool,
+            "class": job.service_class,
+            "attempt": job.attempts,
+            "fence": job.fence,
+        }
+        queue = self._tracer.under(job.traceparent, "queue", described, at_ms=job.queued_ms)
+        queue.end(at_ms=self._leased_ms)
+        self._span = self._tracer.under(job.traceparent, "lease", described)
+        self._span.set({"from_step": self._step})
+        ids: context.Ids = {"job_id": job.id, "attempt": job.attempts, "fence": job.fence}
+        self._exit.enter_context(context.bound(**ids, **self._span.ids))
+        log.info("leased after %d ms, at step %d", self._leased_ms - job.queued_ms, self._step)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._outcome is Outcome.ABANDONED:
+            self._error = "abandoned"
+        self._stage.end(error=self._error)
+        self._span.set({"outcome": self._outcome, "step": self._step})
+        self._span.end(error=self._error)
+        log.info("%s after %.3f s", self._outcome, time.monotonic() - self._began)
+        self._exit.close()
+
+    def ended(self, outcome: Outcome, error: str = "") -> None:
+        """``error``: its code. What comes last counts."""
+        self._outcome, self._error = outcome, error
+
+    def saw(self, event: Event) -> None:
+        """The engine got this far with it, just now."""
+        match event:
+            case Began():
+                self._step = event.step
+                self._encoded(event.encode_s)
+                self._next("denoise" if self._denoises else "decode")
+                self._stage.set({"from_step": event.step})
+            case Stepped():
+                self._step, self._rows_max = event.step, max(self._rows_max, event.rows)
+            case Denoised():
+                self._next("decode")
+            case Decoded() | Yielded() | Dropped():
+                self._close_stage()
+            case Failed():
+                self._close_stage(error=type(event.error).__name__)
+
+    def delivers(self) -> None:
+        """Its frames are all there; what follows is to store them, and to record it."""
+        self._next("deliver")
+
+    @property
+    def _denoises(self) -> bool:
+        return self._step < self._job.spec.steps
+
+    def _encoded(self, encode_s: float) -> None:
+        now_ms = 1000 * time.time()
+        self._tracer.under(self._span, "encode", at_ms=now_ms - 1000 * encode_s).end(at_ms=now_ms)
+
+    def _next(self, name: str) -> None:
+        self._close_stage()
+        self._stage = self._tracer.under(self._span, name)
+
+    def _close_stage(self, error: str = "") -> None:
+        if self._rows_max:  # it was denoising
+            rows = {"rows": self._job.spec.rows, "forward_rows_max": self._rows_max}
+            self._stage.set({"step": self._step, **rows})
+            self._rows_max = 0
+        self._stage.end(error=error)

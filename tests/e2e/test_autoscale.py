@@ -1,0 +1,231 @@
+"""A whole stack that is scaled by a real Prometheus: up from one and from none, and back.
+
+Three pools of the demo model share three (logical) GPUs. ``steady`` always has a replica, ``rare``
+has none when it has nothing to do, and ``broken`` has no weights until somebody puts them there.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from deployments.redis_server import free_port
+from tests.e2e.stacks import Stack, create, up, wait_for
+from tests.prometheus import Prometheus, prometheus
+
+ROOT = Path(__file__).parents[2]
+ADMIN = "rsk_admin_of_this_test"
+GPUS = 3
+FLOORS = {"steady": 1, "rare": 0, "broken": 0}
+STEPS = 40
+CHECKPOINT_STEPS = 5
+
+
+def write_pool(folder: Path, name: str, **scaling: Any) -> None:
+    """One at a time of the demo model's clips on a GPU of its own. The objectives are short, so that
+    some minutes of work are a spike."""
+    entry = yaml.safe_load((ROOT / "deployments/catalog/demo-wan.yaml").read_text())
+    entry.update(id=name, aliases=[], description=name)
+    entry["weights"] = {"path": f"{{models_dir}}/{'demo-wan' if name != 'broken' else name}"}
+    entry["placement"] = {"num_cpus": 1, "num_gpus": 1, "slots": 1}
+    entry["checkpoint"] = {"every_s": 3600, "every_steps": CHECKPOINT_STEPS}
+    entry["classes"] = {"burst": {"first_step_s": 2}, "standard": {"first_step_s": 4}}
+    entry["scaling"] = {
+        "min_replicas": FLOORS[name],
+        "keep_alive_s": 5,
+        "window_s": 40,
+        "cold_start_s": 10,
+        **scaling,
+    }
+    new = folder / f"{name}.new"
+    new.write_text(yaml.safe_dump(entry, sort_keys=False))
+    new.replace(folder / f"{name}.yaml")
+
+
+@dataclass
+class Cluster:
+    """The stack, its catalog, and the Prometheus that scrapes it."""
+
+    stack: Stack
+    catalog: Path
+    data_dir: Path
+    prometheus: Prometheus
+
+    def __post_init__(self) -> None:
+        self.client = self.stack.client()
+        self.admin = httpx.Client(
+            base_url=self.stack.url, headers={"authorization": f"Bearer {ADMIN}"}, timeout=30
+        )
+
+    def pool(self, name: str) -> dict[str, Any]:
+        pool: dict[str, Any] = self.client.get("/v1/status").json()["pools"][name]
+        return pool
+
+    def replicas(self, name: str) -> int:
+        return len([each for each in self.pool(name)["replicas"] if each["state"] in READY])
+
+    def decision(self, name: str) -> dict[str, Any]:
+        answer = self.admin.get("/v1/admin/autoscale").json()
+        found: dict[str, Any] = next(each for each in answer["pools"] if each["pool"] == name)
+        return found
+
+    def metric(self, name: str, model: str) -> float:
+        text = self.client.get("/metrics").text
+        found = re.search(rf'^{name}{{model="{model}"}} (\S+)$', text, re.MULTILINE)
+        assert found, f"{name} of {model} is not there"
+        return float(found[1])
+
+    def crowd(self, name: str, jobs: int, **more: Any) -> list[str]:
+        fields = {"model": name, "seconds": 4, "steps": STEPS, "size": "256x144", **more}
+        return [create(self.client, seed=seed, **fields) for seed in range(jobs)]
+
+    def all_complete_and_none_starts_over(self, name: str, videos: list[str]) -> None:
+        """Every job at its first attempt; what a yield did not save is a step at most."""
+        for video_id in videos:
+            video = wait_for(self.client, video_id, seconds=240)
+            assert video["status"] == "completed", video
+            assert video["attempts"] == 1
+        counts = self.pool(name)["counts"]
+        assert counts.get("lease_lost", 0) == 0
+        assert counts.get("resumed", 0) == counts.get("yielded", 0)
+        redone = self.metric("reelserve_steps_redone_total", name)
+        assert redone <= counts.get("yielded", 0)
+
+    def at_rest(self) -> bool:
+        return all(self.replicas(name) == floor for name, floor in FLOORS.items())
+
+
+READY = ("idle", "busy")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("autoscale")
+    catalog = folder / "catalog"
+    catalog.mkdir()
+    write_pool(catalog, "steady", max_replicas=2)
+    write_pool(catalog, "rare", max_replicas=1)
+    write_pool(catalog, "broken", max_replicas=1)
+    port = free_port()
+    with prometheus(folder / "prometheus", {"ingress": [f"127.0.0.1:{port}"]}) as server:
+        env = {
+            "REELSERVE_CATALOG_DIRS": f'["{catalog}"]',
+            "REELSERVE_MODELS": '["steady", "rare", "broken"]',
+            "REELSERVE_LOGICAL_GPUS": str(GPUS),
+            "REELSERVE_AUTOSCALE_PROMETHEUS_URL": server.url,
+            "REELSERVE_ADMIN_KEY": ADMIN,
+        }
+        with up(folder / "data", env=env, port=port) as stack:
+            yield Cluster(stack, catalog, folder / "data", server)
+
+
+def until(
+    condition: Callable[[], Any], seconds: float = 150, tell: Callable[[], Any] = str
+) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not come to that: {tell()}"
+        time.sleep(0.1)
+
+
+def test_a_spike_takes_both_pools_to_their_maximum_and_back(cluster: Cluster) -> None:
+    # Given one pool with a replica and one without any
+    until(cluster.at_rest)
+    # When more comes than the one could do in time
+    videos = {name: cluster.crowd(name, jobs) for name, jobs in (("steady", 8), ("rare", 2))}
+    # Then both get all that they may have
+    until(
+        lambda: cluster.replicas("steady") == 2 and cluster.replicas("rare") == 1,
+        tell=lambda: [cluster.decision("steady"), cluster.decision("rare")],
+    )
+    # And every job becomes a clip, without a step done twice but for what a yield costs
+    for name, ids in videos.items():
+        cluster.all_complete_and_none_starts_over(name, ids)
+    # And then they are given back
+    until(cluster.at_rest, tell=lambda: [cluster.decision("steady"), cluster.decision("rare")])
+
+
+def test_a_pool_keeps_its_floor_when_the_budget_binds(cluster: Cluster) -> None:
+    # Given that one pool may have as many as there are GPUs
+    write_pool(cluster.catalog, "rare", max_replicas=GPUS)
+    # When it has work for all of them
+    videos = cluster.crowd("rare", 8)
+    until(
+        lambda: cluster.decision("rare")["wanted"] == GPUS,
+        tell=lambda: cluster.decision("rare"),
+    )
+    until(lambda: cluster.replicas("rare") == GPUS - FLOORS["steady"])
+    # Then it gets those that the other need not have
+    decision = cluster.decision("rare")
+    assert (decision["target"], decision["bound"]) == (GPUS - FLOORS["steady"], "budget")
+    assert cluster.replicas("steady") == FLOORS["steady"]
+    cluster.all_complete_and_none_starts_over("rare", videos)
+    write_pool(cluster.catalog, "rare", max_replicas=1)
+
+
+def test_busy_replicas_hand_their_jobs_back_at_the_next_step(cluster: Cluster) -> None:
+    # Given two replicas, both amid a long job
+    videos = cluster.crowd("steady", 4, steps=4 * STEPS)
+    until(
+        lambda: [each["state"] for each in cluster.pool("steady")["replicas"]] == ["busy"] * 2,
+        tell=lambda: cluster.decision("steady"),
+    )
+    before = cluster.pool("steady")["counts"].get("yielded", 0)
+    # When the operator allows only one
+    write_pool(cluster.catalog, "steady", max_replicas=1)
+    # Then the one that goes hands its job back
+    until(lambda: cluster.pool("steady")["counts"].get("yielded", 0) > before)
+    until(lambda: cluster.replicas("steady") == 1)
+    assert cluster.decision("steady")["target"] == 1
+    # And what it had done of it is not done again
+    cluster.all_complete_and_none_starts_over("steady", videos)
+    write_pool(cluster.catalog, "steady", max_replicas=2)
+
+
+def test_a_replica_that_does_not_start_stops_nobody_and_is_tried_again(cluster: Cluster) -> None:
+    # Given a pool without weights, and a job for it
+    until(cluster.at_rest)
+    (video,) = cluster.crowd("broken", 1)
+    until(lambda: cluster.metric("reelserve_replica_start_failures", "broken") >= 1)
+    # When others have work
+    videos = cluster.crowd("steady", 8)
+    # Then they scale as ever, while the pool is tried again, and later each time
+    until(lambda: cluster.replicas("steady") == 2, tell=lambda: cluster.decision("steady"))
+    until(
+        lambda: cluster.metric("reelserve_replica_start_failures", "broken") >= 4,
+        tell=lambda: cluster.decision("broken"),
+    )
+    until(lambda: cluster.decision("broken")["bound"] == "backoff")
+    assert cluster.decision("broken")["retry_in_s"] > 0
+    # And once its weights are there, it starts, and the job is done
+    models = cluster.data_dir / "models"
+    shutil.copytree(models / "demo-wan", models / "broken")
+    assert wait_for(cluster.client, video, seconds=240)["status"] == "completed"
+    assert cluster.metric("reelserve_replica_start_failures", "broken") == 0
+    cluster.all_complete_and_none_starts_over("steady", videos)
+
+
+def test_without_prometheus_every_pool_keeps_what_it_has(cluster: Cluster) -> None:
+    # Given a pool amid a spike
+    videos = cluster.crowd("steady", 8)
+    until(lambda: cluster.replicas("steady") == 2, tell=lambda: cluster.decision("steady"))
+    # When Prometheus dies
+    cluster.prometheus.kill()
+    # Then the metric that an alert watches says so
+    until(lambda: cluster.metric("reelserve_autoscale_holding", "steady") == 1)
+    # And the pool keeps its replicas, though it has nothing left to do
+    cluster.all_complete_and_none_starts_over("steady", videos)
+    for _ in range(30):
+        decision = cluster.decision("steady")
+        assert (decision["target"], decision["bound"]) == (2, "hold")
+        assert cluster.replicas("steady") == 2
+        time.sleep(0.5)
