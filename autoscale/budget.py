@@ -46,6 +46,8 @@ def share(asks: Sequence[Ask], budget: Budget, taken: Budget) -> Mapping[str, in
     A pool of load ``l`` with ``n`` replicas is ``l / n`` times as late as it may be. ``taken`` is
     in use by pools that are not to be changed.
     """
+    if _fits(asks, budget, taken):
+        return {ask.pool.name: ask.replicas for ask in asks}
     left_gpus = _left(budget.gpus, taken.gpus)
     left_cpus = _left(budget.cpus, taken.cpus)
     given = {ask.pool.name: 0 for ask in asks}
@@ -62,6 +64,15 @@ def share(asks: Sequence[Ask], budget: Budget, taken: Budget) -> Mapping[str, in
         if not fits or given[name] == first.replicas:
             open_asks.remove(first)
     return given
+
+
+def _fits(asks: Sequence[Ask], budget: Budget, taken: Budget) -> bool:
+    gpus = sum(ask.replicas * ask.pool.gpus for ask in asks)
+    cpus = sum(ask.replicas * ask.pool.cpus for ask in asks)
+    return (
+        gpus <= _left(budget.gpus, taken.gpus) + EPSILON
+        and cpus <= _left(budget.cpus, taken.cpus) + EPSILON
+    )
 
 
 def _left(bound: float | None, taken: float | None) -> float:

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autoscale.budget import Ask, share
-from autoscale.demand import FAST_S, demand
-from autoscale.memory import highest_of, look, started
+from autoscale.demand import demand
+from autoscale.flow import FAST_S
+from autoscale.memory import highest_of, look, started, usable
 from autoscale.values import (
     Bound,
     Budget,
@@ -36,8 +37,8 @@ STALE_S = 30.0
 SPIKE_KEEP_S = 2 * FAST_S
 """For so long after a spike a pool does not shrink, and the fast window counts."""
 MOVE_S = 10.0
-UP_LEAST, UP_FACTOR = 4, 2
-"""In MOVE_S a pool may double, or come to 4: a wrong figure does not order a hundred replicas."""
+UP_LEAST, UP_FACTOR = 8, 2
+"""In MOVE_S a pool may double, or come to 8: a wrong figure does not order a hundred replicas."""
 DOWN_SHARE = 0.25
 """In MOVE_S a pool may lose so much, or one."""
 BACKOFF_S, BACKOFF_S_MAX = 10.0, 300.0
@@ -101,37 +102,67 @@ def decide(
 def _plan(
     pool: Pool, sample: Sample | None, replicas: Replicas, memory: PoolMemory, now_s: float
 ) -> _Plan:
-    was_stale = _age_s(memory, now_s) is None or _is_stale(memory, now_s)
-    if sample is not None:
+    was_stale = _is_stale(memory, now_s)
+    seen = sample is not None and usable(sample)
+    if sample is not None and seen:
         memory = look(memory, sample, replicas, now_s)
-    age_s = _age_s(memory, now_s)
-    if sample is None or age_s is None or age_s > STALE_S:
-        held = _within(pool, replicas.target)
-        return _Plan(pool, replicas, memory, held, held, "hold", age_s=age_s)
+    latest = memory.sample
+    if latest is None or not seen or _is_stale(memory, now_s):
+        return _hold(pool, replicas, memory, now_s)
     if was_stale:  # what happened meanwhile nobody knows
-        memory = replace(memory, watched_s=now_s, wants=(), drained=None)
-    sample = memory.sample or sample
-    memory = started(memory, replicas, sample.start_failures, now_s)
+        memory = replace(memory, watched_s=now_s, wants=(), needs=(), loads=(), drained=None)
+    memory = started(memory, replicas, latest.start_failures, now_s)
 
     spiking = memory.spike_s is not None and now_s - memory.spike_s < SPIKE_KEEP_S
-    asked = demand(pool, sample, memory, replicas.ready, now_s, spiking=spiking)
-    if asked.spike:
-        memory = replace(memory, spike_s=now_s)
+    asked = demand(pool, latest, memory, replicas.target, replicas.ready, now_s, spiking=spiking)
     wanted = _within(pool, asked.need + pool.scaling.buffer)
-    keep_s = pool.scaling.keep_alive_s
-    memory = replace(
-        memory,
-        wants=highest_of(memory.wants, wanted, now_s, keep_s),
-        above_since_s=(memory.above_since_s if memory.above_since_s is not None else now_s)
-        if wanted > replicas.target
-        else None,
+    memory = _note(memory, pool, asked, wanted, replicas.target, now_s)
+    plan = _Plan(
+        pool=pool,
+        replicas=replicas,
+        memory=memory,
+        target=wanted,
+        wanted=wanted,
+        bound=_source(pool, asked),
+        demand=asked,
+        age_s=_age_s(memory, now_s),
     )
-    plan = _Plan(pool, replicas, memory, wanted, wanted, _source(pool, asked), asked, age_s=age_s)
     if wanted > replicas.target:
         plan = _grow(plan, now_s)
     elif wanted < replicas.target:
-        plan = _shrink(plan, sample, spiking or asked.spike, now_s)
-    return _back_off(plan, sample, now_s)
+        plan = _shrink(plan, latest, spiking or asked.spike, now_s)
+    return _back_off(plan, latest)
+
+
+def _hold(pool: Pool, replicas: Replicas, memory: PoolMemory, now_s: float) -> _Plan:
+    """As many as there are, within the operator's bounds; and no starts that are known to fail."""
+    failing = memory.sample is not None and memory.sample.start_failures > 0
+    held = replicas.target if failing else _within(pool, replicas.target)
+    held = min(held, pool.scaling.max_replicas)
+    memory = started(memory, replicas, int(failing), now_s)
+    return _Plan(pool, replicas, memory, held, held, "hold", age_s=_age_s(memory, now_s))
+
+
+def _note(
+    memory: PoolMemory, pool: Pool, asked: Demand, wanted: int, target: int, now_s: float
+) -> PoolMemory:
+    cold_s = asked.cold_start_s
+    above_s = now_s if memory.above_since_s is None else memory.above_since_s
+    return replace(
+        memory,
+        spike_s=now_s if asked.spike else memory.spike_s,
+        wants=highest_of(memory.wants, wanted, now_s, _keep_s(pool, asked)),
+        needs=highest_of(memory.needs, asked.need, now_s, cold_s),
+        loads=highest_of(memory.loads, asked.load, now_s, cold_s),
+        above_since_s=above_s if wanted > target else None,
+    )
+
+
+def _keep_s(pool: Pool, asked: Demand) -> float:
+    """For how long a replica is kept that is not needed: at least for as long as another would take
+    to start. So a pool whose jobs come one by one does not start for each, and the time that
+    replicas idle or start is at most twice the least possible (as in renting or buying skis)."""
+    return max(pool.scaling.keep_alive_s, asked.cold_start_s)
 
 
 def _grow(plan: _Plan, now_s: float) -> _Plan:
@@ -151,10 +182,10 @@ def _shrink(plan: _Plan, sample: Sample, spiking: bool, now_s: float) -> _Plan:
         return _at(plan, most, "max_replicas")
     if spiking:
         return _at(plan, before, "spike")
-    kept = memory.wants[0][1]
-    if now_s - memory.watched_s < scaling.keep_alive_s or kept > plan.target:
-        watched = now_s - memory.watched_s >= scaling.keep_alive_s
-        plan = _at(plan, min(before, kept) if watched else before, "keep_alive")
+    watched = now_s - memory.watched_s >= _keep_s(plan.pool, plan.demand)
+    kept = min(before, int(memory.wants[0][1])) if watched else before
+    if kept > plan.target:
+        plan = _at(plan, kept, "keep_alive")
     if plan.target < min(sample.busy, before):
         plan = _at(plan, min(sample.busy, before), "busy")
     base = _base(memory.down, before, now_s)
@@ -162,21 +193,25 @@ def _shrink(plan: _Plan, sample: Sample, spiking: bool, now_s: float) -> _Plan:
     return _at(plan, min(before, least), "slew") if plan.target < least else plan
 
 
-def _back_off(plan: _Plan, sample: Sample, now_s: float) -> _Plan:
+def _back_off(plan: _Plan, sample: Sample) -> _Plan:
     """While replicas fail to start, one is tried at a time, and after each failure twice as late.
 
-    What was asked for goes back to what is ready meanwhile. So Serve, which gives a pool up after
-    its third failure, forgets them; and one that would try for ever leaves the device alone.
+    The first failure stops nothing that is under way, since the others may well succeed. After the
+    second, what was asked for goes back to what is ready: so Serve, which gives a pool up after its
+    third failure, forgets them; and a pool that would try for ever leaves the devices alone.
     """
-    failures, ready = sample.start_failures, plan.replicas.ready
+    failures, ready, before = sample.start_failures, plan.replicas.ready, plan.replicas.target
     if not failures:
         return plan
     wait_s = min(BACKOFF_S_MAX, BACKOFF_S * 2.0 ** min(failures - 1, 16))
-    failed_s = sample.start_failure_age_s + (plan.age_s or 0.0)
-    most = ready if failed_s < wait_s else ready + 1
+    left_s = max(0.0, wait_s - sample.start_failure_age_s - (plan.age_s or 0.0))
+    if failures == 1:
+        most = max(ready, before) if left_s else plan.target
+    else:
+        most = ready if left_s else ready + 1
     if plan.target <= most:
         return plan
-    return replace(plan, target=most, bound="backoff", retry_in_s=max(0.0, wait_s - failed_s))
+    return replace(plan, target=most, bound="backoff", retry_in_s=left_s)
 
 
 def _base(move: tuple[float, int] | None, before: int, now_s: float) -> int:
@@ -204,10 +239,12 @@ def _ask(plan: _Plan) -> Ask:
         pool=plan.pool,
         replicas=plan.target,
         floor=min(plan.target, plan.pool.scaling.min_replicas),
-        need=plan.demand.need,
+        # For as long as another would take to start, what was urgent is still so: else a pool
+        # whose jobs come one by one would lose its replica after each, to get it back.
+        need=int(plan.memory.needs[0][1]),
         wanted=plan.wanted,
         before=plan.replicas.target,
-        load=plan.demand.load,
+        load=plan.memory.loads[0][1],
     )
 
 
@@ -224,7 +261,6 @@ def _remember(plan: _Plan, now_s: float) -> PoolMemory:
         memory = replace(
             memory,
             up=(memory.up if _under_way(memory.up, now_s) else (now_s, before)),
-            raised=memory.raised or (now_s, target),
         )
     elif target < before:
         memory = replace(

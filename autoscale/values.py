@@ -186,7 +186,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Arrival:
-    """What had ever come by ``t_s``: by class (work in seconds, jobs)."""
+    """What had come by ``t_s`` since there is a memory: by class (work in seconds, jobs)."""
 
     t_s: float
     classes: Mapping[str, tuple[float, float]]
@@ -200,31 +200,35 @@ class Drained:
     work_s: float
     arrived_s: float
     ready: int
-    queued: bool
+    full: bool
 
 
 @dataclass(frozen=True)
 class PoolMemory:
     """What the policy remembers of a pool. It begins empty, after a restart too: then a pool is not
-    made smaller until it was watched for its ``keep_alive_s``.
+    made smaller until it was watched for as long as an idle replica is kept.
 
     ``watched_s`` is since when there have been samples; ``changed_s`` is when the last one came.
-    ``wants`` and ``jobs`` are what was wanted and what was there lately, as far as nothing later
-    was more. ``up`` and ``down`` are when a move began and from where, ``raised`` when so many
-    replicas were asked for that are not ready yet.
+    ``wants``, ``needs``, ``loads`` and ``jobs`` are (when, how much) of what there was lately, as
+    far as nothing later was more. ``up`` and ``down`` are when a move began and from where.
+    ``starts`` are when the replicas were asked for that are not ready yet, the first one first;
+    ``ready`` were so at the last decision.
     """
 
     watched_s: float
     sample: Sample | None = None
     changed_s: float | None = None
     arrivals: tuple[Arrival, ...] = ()
-    wants: tuple[tuple[float, int], ...] = ()
-    jobs: tuple[tuple[float, int], ...] = ()
+    wants: tuple[tuple[float, float], ...] = ()
+    needs: tuple[tuple[float, float], ...] = ()
+    loads: tuple[tuple[float, float], ...] = ()
+    jobs: tuple[tuple[float, float], ...] = ()
     above_since_s: float | None = None
     spike_s: float | None = None
     up: tuple[float, int] | None = None
     down: tuple[float, int] | None = None
-    raised: tuple[float, int] | None = None
+    ready: int = 0
+    starts: tuple[float, ...] = ()
     cold_starts_s: tuple[float, ...] = ()
     drained: Drained | None = None
     rate: float = 1.0

@@ -114,9 +114,14 @@ class Publisher:
 
     def publish(self, decisions: Mapping[str, Decision], plan: Plan) -> None:
         """Returns at once; what was not written yet is superseded."""
-        scaling = {pool.name: asdict(pool.scaling) for pool in plan.pools}
+        pools = {pool.name: pool for pool in plan.pools}
         self._latest = {
-            name: {**asdict(each), "scaling": scaling[name], "budget": asdict(plan.budget)}
+            name: {
+                **asdict(each),
+                "scaling": asdict(pools[name].scaling),
+                "objectives_s": dict(pools[name].objectives_s),
+                "budget": asdict(plan.budget),
+            }
             for name, each in decisions.items()
         }
         self._new.set()

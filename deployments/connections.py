@@ -13,6 +13,7 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from autoscale.settings import AutoscaleSettings
 from deployments.housekeeping import keep_house
 from deployments.payments import open_shop
 from deployments.settings import StackSettings
@@ -107,6 +108,7 @@ async def open_services(
             settings=api,
             costs=CostReader(CostStore(backends.cell)),
             decisions=Decisions(backends.cell),
+            autoscaling=AutoscaleSettings().enabled,
             tracer=backends.tracer,
         )
     finally:

@@ -18,7 +18,7 @@ from typing import Literal
 
 from serving import context
 
-ROOMS = ("deployments", "serving", "quota")
+ROOMS = ("deployments", "serving", "quota", "autoscale")
 SECRET = re.compile(
     r"\b((?:rsk|sk|rk|whsec)(?:_[0-9a-f]{12}|_[a-z]+)?_)\w{16,}|(?<=://)[^\s/@]*:[^\s/@]*(?=@)"
 )

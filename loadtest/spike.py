@@ -15,7 +15,7 @@ from typing import Any
 
 from loadtest.errors import LoadTestError
 from loadtest.spike_server import SpikeServer, Unanswered
-from loadtest.spike_summary import Look, Outcome, summarise
+from loadtest.spike_summary import Look, Outcome, ready_before, summarise
 
 LOOK_S = 1.0
 TELL_S = 5.0
@@ -60,10 +60,15 @@ async def _run(plan: Plan, progress: Callable[[str], None]) -> dict[str, Any]:
             before = await server.objectives(model["id"])
             spike = Spike(plan, server, model, progress)
             await spike.run()
-            outcome = spike.outcome()
-            outcome.objectives = _since(before, await server.objectives(model["id"]))
         except Unanswered as error:
             raise LoadTestError(str(error)) from error
+        if not spike.looks:
+            raise LoadTestError("the server never said how the pool is doing")
+        outcome = spike.outcome()
+        try:
+            outcome.objectives = _since(before, await server.objectives(model["id"]))
+        except Unanswered as error:  # all else is known
+            progress(f"objectives are not known: {error}")
     return {"model": model["id"], "jobs_planned": plan.jobs, **summarise(outcome)}
 
 
@@ -103,6 +108,7 @@ class Spike:
     _began: float = 0.0
     _after: str | None = None
     _all_sent: bool = False
+    _trouble: str = ""
     _told_s: float = float("-inf")
 
     async def run(self) -> None:
@@ -139,14 +145,14 @@ class Spike:
             return True
         if not self._all_sent or len(self.ended) < len(self.submitted):
             return False
-        return not self.plan.until_idle or self.looks[-1].ready <= self._floor()
+        if not self.plan.until_idle:
+            return True
+        return bool(self.looks) and self.looks[-1].ready <= self._floor()
 
     def _floor(self) -> int:
         """How many replicas there are when there is nothing to do: as the operator said, else as it
         was in the quiet."""
-        if self.server.floor is not None:
-            return self.server.floor
-        return next((look.ready for look in reversed(self.looks) if look.t_s <= 0), 0)
+        return ready_before(self.looks) if self.server.floor is None else self.server.floor
 
     async def _submit_all(self) -> None:
         requests = jobs_of(self.model, self.plan)
@@ -174,11 +180,14 @@ class Spike:
         """How the pool is doing, and which jobs have ended. What fails now succeeds a second later,
         or the jobs are unfinished in the end."""
         try:
-            self.looks.append(await self.server.look(self.model["id"], self._now_s()))
+            self.looks.append(await self.server.look(self.model["id"], self._now_s))
             if len(self.ended) < len(self.submitted):
                 await self._see_ends()
+            self._trouble = ""
         except Unanswered as error:
-            self.progress(f"… {error}")
+            if self._trouble != str(error):
+                self._trouble = str(error)
+                self.progress(f"… {error}")
 
     async def _see_ends(self) -> None:
         at_front = self._all_sent

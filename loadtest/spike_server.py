@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Self
@@ -16,6 +16,8 @@ ANSWER_S_MAX = 30.0
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 PAGE, PAGES_MAX = 100, 50
 OBJECTIVES = "reelserve_slo_jobs"
+READY = frozenset({"idle", "busy"})
+"""States of replicas that lease, or did a moment ago; the others are starting or leaving."""
 NOT_SUCH = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
 
 
@@ -83,12 +85,12 @@ class SpikeServer:
             return Submitted("", refused=answer.json()["error"]["code"])
         return Submitted(self._body(answer)["id"])
 
-    async def look(self, model: str, t_s: float) -> Look:
+    async def look(self, model: str, clock: Callable[[], float]) -> Look:
         """How the pool is doing; what the autoscaler wants, as far as there is a key to ask it."""
         pool = (await self._get("/v1/status"))["pools"][model]
         look = Look(
-            t_s=round(t_s, 2),
-            ready=len(pool["replicas"]),
+            t_s=round(clock(), 2),
+            ready=sum(each.get("state", "idle") in READY for each in pool["replicas"]),
             queued=pool["queued"],
             in_progress=pool["in_progress"],
         )

@@ -81,12 +81,18 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def ready_before(looks: Sequence[Look]) -> int:
+    """Replicas in the quiet; at the first look where there was none."""
+    quiet = [look for look in looks if look.t_s < 0]
+    return (quiet[-1] if quiet else looks[0]).ready if looks else 0
+
+
 def replicas(looks: Sequence[Look], floor: int, last_job_s: float | None) -> dict[str, Any]:
     """How the pool followed, in seconds after the spike began: when there was first one more than
     before, when there first were as many as there ever were, and when there were only ``floor``
     again after the last job had ended. None for what did not happen."""
-    before = next((look.ready for look in reversed(looks) if look.t_s <= 0), 0)
-    during = [look for look in looks if look.t_s > 0]
+    before = ready_before(looks)
+    during = [look for look in looks if look.t_s >= 0]
     peak = max((look.ready for look in during), default=before)
     grown = [look for look in during if look.ready > before]
     at_peak = next((look.t_s for look in grown if look.ready == peak), None)

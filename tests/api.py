@@ -64,6 +64,7 @@ def services_over(
         settings=ApiSettings(body_bytes_max=100_000, cors_origins=["https://front.example"]),
         costs=CostReader(CostStore(Cell(redis))),
         decisions=Decisions(Cell(redis)),
+        autoscaling=True,
         tracer=tracer,
     )
 

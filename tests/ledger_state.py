@@ -33,7 +33,7 @@ def _balances(state: QueueState) -> Iterator[str]:
     for hold in state.of("hold").values():
         if hold["state"] == HoldState.HELD:
             sums.setdefault(hold["user"], Counter())["held"] += int(hold["amount"])
-    total = 0
+    total = all_held = 0
     for user in {*sums, *state.of("credits")}:
         has = state.hashes.get(f"credits:{user}", {})
         available, held, debt = (int(has.get(name, 0)) for name in ("available", "held", "debt"))
@@ -43,7 +43,10 @@ def _balances(state: QueueState) -> Iterator[str]:
         if set(state.zsets.get(f"grants:{user}", ())) != listed.get(user, set()):
             yield f"{user} has other grants to use than those that have something left"
         total += available + held - debt
+        all_held += held
     total += sum(int(amount) for amount in state.hashes.get("ledger:accounts", {}).values())
+    if int(state.hashes.get("ledger:sums", {}).get("held", 0)) != all_held:
+        yield f"all users together have {all_held} held"
     if total:
         yield f"all accounts together have {total}"
 

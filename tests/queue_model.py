@@ -488,8 +488,6 @@ class QueueModel:
         group.reached = max(group.reached, group.counters[least])
         self._leave(job, State.IN_PROGRESS)
         self.fence += 1
-        if not job.started:
-            self.measured[job.service_class, "wait"] += 1
         job.fence, job.attempts, job.started = self.fence, job.attempts + 1, True
         job.step = job.checkpoint_step or 0
         job.lease_until_ms = self.now_ms + lease_ms
@@ -554,6 +552,7 @@ class QueueModel:
     def _make_first_step(self, job: ModelJob) -> None:
         if not job.made_a_step:
             job.made_a_step = True
+            self.measured[job.service_class, "wait"] += 1
             self.measured[job.service_class, "first_step"] += 1
 
     def _waste_steps(self, how: str, job: ModelJob, step: int) -> None:
@@ -609,6 +608,8 @@ class QueueModel:
         if state is State.COMPLETED:
             self._make_first_step(job)
             self.measured[job.service_class, "done"] += 1
+        elif job.started and not job.made_a_step:
+            self.measured[job.service_class, "wait"] += 1
         if state is not State.CANCELLED:
             outcome = "attained" if state is State.COMPLETED else "missed"
             self.measured[job.service_class, outcome] += 1

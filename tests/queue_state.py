@@ -149,6 +149,8 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
             waits.setdefault(user, Counter())[f"{pool} {service_class}"] += 1
             backlog[f"backlog:{pool}", f"{service_class}:jobs"] += 1
             backlog[f"backlog:{pool}", f"{service_class}:ms"] += _left_ms(job)
+            saved_ms = int(job["est_device_ms"]) - _left_ms(job)
+            backlog[f"backlog:{pool}", f"{service_class}:saved_ms"] += saved_ms
             for order in ORDERS:
                 line = f"line:{pool}:{service_class}:{user}:{order.name}"
                 lines.setdefault(line, set()).add(_place(job_id, job))
@@ -180,7 +182,7 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
         for name, values in state.hashes.items()
         if name.startswith("backlog:")
         for field, value in values.items()
-        if int(value) and ":left_" not in field
+        if int(value) and ":ended_" not in field
     }
     yield from _differences("backlog", dict(backlog), sums)
     yield from ledger_problems(state)
@@ -250,7 +252,7 @@ def check_nothing_left(state: QueueState) -> None:
     assert not [name for name in state.names if name.endswith((":jobs", ":running", ":lines"))]
     for name, values in state.hashes.items():
         if name.startswith("backlog:"):
-            waiting = {value for field, value in values.items() if ":left_" not in field}
+            waiting = {value for field, value in values.items() if ":ended_" not in field}
             assert waiting <= {"0"}
 
 

@@ -74,8 +74,8 @@ def watch(
         if not seen.scaled():
             which = f"of {seen.pools[0]['model']}" if model else "of every model"
             raise CliError(
-                f"autoscaling is off: the number of replicas {which} is fixed (no `scaling` in the "
-                "catalog)",
+                f"autoscaling is off: the number of replicas {which} is fixed (no `scaling` in its "
+                "catalog entry, or REELSERVE_AUTOSCALE_ENABLED is false)",
                 code="autoscaling_off",
             )
         with suppress(KeyboardInterrupt):  # the usual end

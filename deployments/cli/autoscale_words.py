@@ -62,7 +62,8 @@ def heading(pool: Pool) -> str:
     decision, name = pool["decision"], pool["model"]
     if pool["scaling"] is None:
         return (
-            f"{name}: autoscaling is off (its catalog entry has no `scaling`); always "
+            f"{name}: autoscaling is off (no `scaling` in its catalog entry, or "
+            "REELSERVE_AUTOSCALE_ENABLED is false); always "
             f"{counted(pool['replicas'], 'replica')}"
         )
     if decision is None:

@@ -1,4 +1,5 @@
-"""`reelserve bench`: how fast the front door, the queue and the engine are, and who goes first."""
+"""`reelserve bench`: how fast the front door, the queue and the engine are, who goes first, and how
+many replicas there are."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deployments.cli.bench_autoscale import autoscale
 from deployments.cli.bench_engine import engine
 from deployments.cli.bench_policies import policies
 from deployments.cli.bench_queue import admission, queue
@@ -27,13 +29,15 @@ if TYPE_CHECKING:
     from serving.jobs import Cell
 
 app = typer.Typer(
-    help="Measure the front door, on a stack of its own, the queue, the engine, the order of jobs.",
+    help="Measure the front door, on a stack of its own, the queue, the engine, the order of jobs, "
+    "the number of replicas.",
     no_args_is_help=True,
 )
 app.command("admission")(admission)
 app.command("queue")(queue)
 app.command("engine")(engine)
 app.command("policies")(policies)
+app.command("autoscale")(autoscale)
 
 KEPT = frozenset({"REELSERVE_PROXY", "REELSERVE_INGRESS_REPLICAS"})
 QUEUE_MAX = 1_000_000

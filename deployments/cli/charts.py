@@ -84,8 +84,8 @@ def strip_chart(name: str, layers: Sequence[Layer], *, top: float, height: int) 
     for row in range(height - 1, -1, -1):
         figure = f"{top:g}" if row == height - 1 else "0" if row == 0 else ""
         label = name if row == height - 1 else ""
-        line = Text(f"{label:<{AXIS_COLUMNS - len(figure) - 1}}{figure} ", style="dim")
-        line.append("│")
+        line = Text()
+        line.append(f"{label:<{AXIS_COLUMNS - len(figure) - 1}}{figure} │", style="dim")
         for index in range(len(layers[0].columns)):
             line.append(*_cell(layers, index, height / top, row))
         rows.append(line)

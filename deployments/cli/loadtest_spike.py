@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
+from rich.text import Text
 
 from deployments.cli.autoscale_watch import pool_charts
 from deployments.cli.charts import AXIS_COLUMNS, SVG_COLUMNS, write_svg
 from deployments.cli.client import Client
 from deployments.cli.errors import CliError
-from deployments.cli.output import USER_ENVIRONMENT, JsonOption, counted, facts, reporting, table
+from deployments.cli.output import USER_ENVIRONMENT, JsonOption, counted, reporting, table
 
 SPIKE_ENVIRONMENT = (
     f"{USER_ENVIRONMENT} With REELSERVE_ADMIN_KEY, it says what the autoscaler wanted too."
@@ -98,7 +99,8 @@ def picture(value: Mapping[str, Any]) -> RenderableType:
     ]
     axis = (f"{begins_s:.0f} s", f"{ends_s:.0f} s")
     charts = pool_charts(points, max(1.0, ends_s - begins_s), CHART_COLUMNS, axis)
-    return Group(f"{value['model']}: {_jobs(value)}", *charts)
+    heading = Text(f"{value['model']}: {_jobs(value)}", style="bold")
+    return Group(heading, Text(f"replicas: {_replicas(value)}"), *charts)
 
 
 def _report(value: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -111,9 +113,11 @@ def _report(value: Mapping[str, Any]) -> Iterator[RenderableType]:
     ]
     if rows:
         yield table("", "p50", "p95", "longest", rows=rows)
-    yield facts([("replicas", _replicas(value)), ("objectives", _objectives(value))])
+    if objectives := _objectives(value):
+        yield f"objectives attained: {objectives}"
     if value["timed_out"]:
-        yield "It was not over in time."
+        late = "Some jobs had not ended" if value["jobs"]["unfinished"] else "Replicas were left"
+        yield f"{late} when the time was over."
     for error in value["errors"]:
         yield f"{counted(error['count'], 'time')}: {error['error']}"
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from serving.api.auth import require_admin
 from serving.api.services import ServicesDep
 from serving.jobs import DECISIONS_MAX, Decided
-from serving.plan.catalog import Model
+from serving.plan.catalog import Model, ScalingPolicy
 from serving.plan.classes import CLASSES
 
 router = APIRouter(
@@ -23,7 +23,7 @@ async def last(services: ServicesDep, model: str | None = None) -> dict[str, Any
     none. A model whose ``scaling`` is null always has ``replicas``. All times are seconds."""
     models = [services.catalog.resolve(model)] if model else services.catalog.models.values()
     decisions = await services.decisions.last()
-    pools = [_pool(each, decisions.get(each.id)) for each in models]
+    pools = [_pool(each, services.scaled.get(each.id), decisions.get(each.id)) for each in models]
     return {"object": "autoscale", "pools": pools}
 
 
@@ -36,11 +36,16 @@ async def history(
     return {"object": "list", "data": [line.model_dump() for line in lines]}
 
 
-def _pool(model: Model, decided: Decided | None) -> dict[str, Any]:
+def _pool(model: Model, scaling: ScalingPolicy | None, decided: Decided | None) -> dict[str, Any]:
+    """``scaling`` is shown as it was when it was decided, which may be newer than our catalog."""
+    if scaling is None:
+        replicas = model.placement.replicas
+        return {"model": model.id, "scaling": None, "replicas": replicas, "decision": None}
+    knobs = (decided and decided.scaling) or scaling
     return {
         "model": model.id,
-        "scaling": model.scaling and model.scaling.model_dump(),
-        "replicas": model.placement.replicas if model.scaling is None else None,
+        "scaling": knobs.model_dump(),
+        "replicas": None,
         "decision": decided and _decision(model, decided),
     }
 

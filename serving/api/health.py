@@ -40,5 +40,5 @@ async def metrics(services: ServicesDep) -> Response:
     registry.register(FleetCollector(pools))
     registry.register(CostCollector([await services.costs.of(each) for each in models.values()]))
     registry.register(CreditCollector(await services.ledger.sums()))
-    registry.register(AutoscaleCollector(models, await services.decisions.last()))
+    registry.register(AutoscaleCollector(services.scaled, await services.decisions.last()))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

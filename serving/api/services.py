@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -19,14 +20,14 @@ from serving.api.signing import UrlSigner
 from serving.api.users import Users
 from serving.jobs import CostReader, Decisions, JobQueue
 from serving.media import ArtifactStore
-from serving.plan.catalog import Catalog
+from serving.plan.catalog import Catalog, ScalingPolicy
 from serving.tracing import NO_TRACER, Tracer
 
 
 @dataclass(frozen=True)
 class Services:
     """One ingress replica's connections. The first model of the catalog is the default one; without
-    a ``provider`` nothing is sold."""
+    a ``provider`` nothing is sold; without ``autoscaling`` no model is scaled."""
 
     queue: JobQueue
     store: ArtifactStore
@@ -43,7 +44,14 @@ class Services:
     settings: ApiSettings
     costs: CostReader
     decisions: Decisions
+    autoscaling: bool
     tracer: Tracer = NO_TRACER
+
+    @property
+    def scaled(self) -> Mapping[str, ScalingPolicy]:
+        """By model, where the number of replicas is the autoscaler's."""
+        models = self.catalog.models.values() if self.autoscaling else ()
+        return {model.id: model.scaling for model in models if model.scaling}
 
 
 def services_of(request: Request) -> Services:

@@ -139,12 +139,6 @@ class PoolState:
         """The age of the oldest queued job."""
         return max(backlog.oldest_ms for backlog in self.backlog.values())
 
-    @property
-    def serving(self) -> Sequence[ReplicaState]:
-        """The replicas that take jobs, or soon will again."""
-        ready = (ReplicaStatus.IDLE, ReplicaStatus.BUSY)
-        return [replica for replica in self.replicas if replica.state in ready]
-
     @classmethod
     def of(cls, answer: Sequence[Any]) -> Self:
         """From what ``observe.lua`` answers."""
@@ -189,16 +183,18 @@ def _backlog(
     waits: Mapping[str, int], in_flight: Sequence[int], parked: Sequence[int], oldest_ms: int
 ) -> Backlog:
     jobs, ms = waits.get("jobs", 0), waits.get("ms", 0)
+    running_jobs, running_ms, running_est_ms = in_flight
+    ended_jobs, ended_ms = waits.get("ended_jobs", 0), waits.get("ended_ms", 0)
     return Backlog(
         queued_jobs=jobs - parked[0],
         queued_ms=ms - parked[1],
         parked_jobs=parked[0],
         parked_ms=parked[1],
-        in_flight_jobs=in_flight[0],
-        in_flight_ms=in_flight[1],
+        in_flight_jobs=running_jobs,
+        in_flight_ms=running_ms,
         oldest_ms=max(0, oldest_ms),
-        arrived_jobs=jobs + waits.get("left_jobs", 0),
-        arrived_ms=ms + waits.get("left_ms", 0),
+        arrived_jobs=jobs + running_jobs + ended_jobs,
+        arrived_ms=ms + waits.get("saved_ms", 0) + running_est_ms + ended_ms,
     )
 
 

@@ -31,8 +31,8 @@ CHECKPOINT_STEPS = 5
 
 
 def write_pool(folder: Path, name: str, **scaling: Any) -> None:
-    """One at a time of the demo model's clips on a GPU of its own. The objectives are short, so that
-    some minutes of work are a spike."""
+    """One at a time of the demo model's clips, on a GPU of its own. The objectives are short, so
+    that a minute of work is a spike."""
     entry = yaml.safe_load((ROOT / "deployments/catalog/demo-wan.yaml").read_text())
     entry.update(id=name, aliases=[], description=name)
     entry["weights"] = {"path": f"{{models_dir}}/{'demo-wan' if name != 'broken' else name}"}
@@ -42,7 +42,6 @@ def write_pool(folder: Path, name: str, **scaling: Any) -> None:
     entry["scaling"] = {
         "min_replicas": FLOORS[name],
         "keep_alive_s": 5,
-        "window_s": 40,
         "cold_start_s": 10,
         **scaling,
     }

@@ -9,20 +9,33 @@ import shlex
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
+from tests.collector import Collector, collecting
 from tests.e2e.stacks import REELSERVE, Stack, clean_env, create, gone, up, wait_for
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_restart_keeps_jobs_clips_and_keys_and_leaves_nothing_running(tmp_path: Path) -> None:
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+def test_a_restart_keeps_jobs_clips_and_keys_and_leaves_nothing_running(
+    tmp_path: Path, collector: Collector
+) -> None:
     data_dir = tmp_path / "data"
-    with up(data_dir) as stack, stack.client() as client:
+    # So that spans are sent by whoever leaves, when it leaves.
+    traces = {"REELSERVE_TRACES": "otlp", "OTEL_BSP_SCHEDULE_DELAY": "3600000"}
+    env = {**traces, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    with up(data_dir, env=env) as stack, stack.client() as client:
         done = create(client)
         assert wait_for(client, done)["status"] == "completed"
         clip = client.get(f"/v1/videos/{done}/content").content
@@ -37,7 +50,7 @@ def test_a_restart_keeps_jobs_clips_and_keys_and_leaves_nothing_running(tmp_path
         assert stack.admin_key is not None
         admin = {"authorization": f"Bearer {stack.admin_key}"}
 
-    with up(data_dir) as again, again.client() as client:
+    with up(data_dir, env=env) as again, again.client() as client:
         assert (again.api_key, again.admin_key) == (stack.api_key, None)
         local = client.get("/v1/admin/users/local", headers=admin).json()
         assert local["tier"] == "unlimited"
@@ -45,6 +58,16 @@ def test_a_restart_keeps_jobs_clips_and_keys_and_leaves_nothing_running(tmp_path
         for video_id in (running, *queued):
             assert wait_for(client, video_id)["status"] == "completed"
         assert client.get(f"/v1/videos/{running}").json()["attempts"] == 1
+        assert again.interrupt() == 0
+
+    # Every span arrived, and what was handed over went on in its trace.
+    (submit,) = [each for each in collector.named("submit") if each.attributes["job_id"] == running]
+    leases = [each for each in collector.children(submit) if each.name == "lease"]
+    outcomes = [each.attributes["outcome"] for each in leases]
+    assert (outcomes[0], outcomes[-1]) == ("yielded", "completed")
+    assert len({each.of["service.instance.id"] for each in leases}) == 2
+    completed = [e for e in collector.named("lease") if e.attributes["outcome"] == "completed"]
+    assert {each.attributes["job_id"] for each in completed} == {done, running, *queued}
 
 
 def test_a_killed_stack_starts_again_on_its_port_with_its_jobs(tmp_path: Path) -> None:

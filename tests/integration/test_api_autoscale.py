@@ -12,7 +12,7 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
-from autoscale.values import Demand
+from autoscale.values import Demand, Scaling
 from serving.api import Services
 from serving.media import open_store
 from serving.plan.catalog import Catalog, Model, ScalingPolicy
@@ -90,6 +90,25 @@ async def test_the_last_decision_is_shown_with_all_that_led_to_it(
     burst, standard = found["classes"]
     assert (burst["class"], burst["queued_s"], burst["objective_s"]) == ("burst", 30.0, 30.0)
     assert (standard["class"], standard["in_flight_s"]) == ("standard", 12.5)
+
+
+async def test_what_the_operator_says_now_is_newer_than_the_catalog(
+    operator: httpx.AsyncClient, services: Services
+) -> None:
+    edited = decision(scaling=Scaling(min_replicas=1, max_replicas=9))
+    await services.decisions.write({"demo-wan": edited, "fixed": edited})
+    scaled, fixed = (await operator.get(LAST)).json()["pools"]
+    assert (scaled["scaling"]["min_replicas"], scaled["scaling"]["max_replicas"]) == (1, 9)
+    assert fixed["scaling"] is fixed["decision"] is None
+
+
+async def test_where_autoscaling_is_off_old_decisions_do_not_count(services: Services) -> None:
+    await services.decisions.write({"demo-wan": decision()})
+    async with serving(replace(services, autoscaling=False)) as client:
+        client.headers["authorization"] = f"Bearer {ADMIN}"
+        pool = (await client.get(LAST)).json()["pools"][0]
+        assert (pool["scaling"], pool["replicas"], pool["decision"]) == (None, 1, None)
+        assert not any((await metrics(client)).values())
 
 
 async def test_one_model_can_be_named_by_its_alias(operator: httpx.AsyncClient) -> None:

@@ -26,6 +26,7 @@ from serving.jobs import (
     BUCKETS_S,
     Cell,
     CostStore,
+    Decisions,
     Job,
     JobQueue,
     JobSettings,
@@ -37,12 +38,13 @@ from serving.jobs import (
     Wish,
 )
 from serving.media import open_store
-from serving.plan.catalog import Model
+from serving.plan.catalog import Model, ScalingPolicy
 from serving.plan.classes import ServiceClass, ServiceTier
 from serving.plan.costs import CostModel
 from serving.plan.errors import CheckpointCorrupt, ModelFailed, Refused
 from tests import tools
 from tests.api import services_over, serving
+from tests.decisions import decision
 from tests.jobs import LEASE_MS, submit
 
 pytestmark = pytest.mark.asyncio
@@ -57,7 +59,8 @@ PRIORITY = Wish(ServiceTier.PRIORITY)
 
 @pytest.fixture
 def services(redis: Redis, tmp_path: Path, demo_model: Model) -> Services:
-    return services_over(redis, open_store(tmp_path.as_uri()), demo_model)
+    scaled = demo_model.model_copy(update={"scaling": ScalingPolicy(max_replicas=4)})
+    return services_over(redis, open_store(tmp_path.as_uri()), scaled)
 
 
 @pytest_asyncio.fixture
@@ -170,6 +173,7 @@ async def everything(cell: Cell, demo_model: Model) -> Everything:
         costs.observe_encode(0.1)
         costs.observe_step(324, 2, 0.1)
     await CostStore(cell).sync(costs)
+    await Decisions(cell).write({MODEL: decision(MODEL, target=2, wanted=4, bound="hold")})
     return whole
 
 
@@ -245,6 +249,10 @@ async def test_every_figure_is_what_happened(
         "reelserve_replica_cold_start_seconds{}": 20,
         "reelserve_prompt_cache_hits_total{}": 5,
         "reelserve_prompt_cache_misses_total{}": 2,
+        "reelserve_autoscale_desired_replicas{}": 4,
+        "reelserve_autoscale_target_replicas{}": 2,
+        "reelserve_autoscale_holding{}": 1,
+        "reelserve_autoscale_sample_age_seconds{}": 0.5,
         "reelserve_credits_held{}": 2.5,
         "reelserve_credits_captured_total{}": 4.5,
         "reelserve_credits_released_total{}": 3,
@@ -254,6 +262,7 @@ async def test_every_figure_is_what_happened(
     assert not [name for name in values if "slo_jobs_total{relaxed,first_step" in name]
     assert 0 < values["reelserve_queue_oldest_wait_seconds{burst}"] < 30
     assert 0 <= values["reelserve_replica_start_failure_age_seconds{}"] < 30
+    assert 0 <= values["reelserve_autoscale_decision_age_seconds{}"] < 30
 
 
 async def test_a_pool_of_which_nothing_is_known_says_what_is_certain(
@@ -335,8 +344,7 @@ async def test_the_documentation_lists_each_with_its_type_and_labels(
 ) -> None:
     listed = {}
     for row in documented("From an ingress"):
-        if not row[0].startswith("`reelserve_autoscale_"):
-            listed[row[0].strip("`")] = (row[1], row[2])
+        listed[row[0].strip("`")] = (row[1], row[2])
     exported = {}
     for name, family in (await families(client)).items():
         name = f"{name}_total" if family.type == "counter" else name

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from quota.ledger import Entry
+from quota.ledger import Entry, HoldState
 from serving.jobs import State
 from serving.plan.classes import CLASSES, ServiceClass
 from tests.ledger_model import LedgerModel, ModelGrant
@@ -102,9 +102,11 @@ def _compare_figures(model: QueueModel, state: QueueState) -> None:
     """All that is counted: nothing is missing, nothing is there twice."""
     backlog = _counts(state, "backlog")
     for each in CLASSES:
-        for unit in ("jobs", "ms"):
-            arrived = backlog[f"{each}:{unit}"] + backlog[f"{each}:left_{unit}"]
-            assert arrived == model.arrived[each, unit]
+        running = [job.est_ms for job in model.running() if job.service_class is each]
+        jobs = backlog[f"{each}:jobs"] + len(running) + backlog[f"{each}:ended_jobs"]
+        assert jobs == model.arrived[each, "jobs"]
+        waiting_ms = backlog[f"{each}:ms"] + backlog[f"{each}:saved_ms"]
+        assert waiting_ms + sum(running) + backlog[f"{each}:ended_ms"] == model.arrived[each, "ms"]
     assert _counts(state, "refused") == model.refused
     assert _counts(state, "steps") == +model.steps
     measured: Counter[tuple[ServiceClass, str]] = Counter()
@@ -184,6 +186,9 @@ def _compare_balances(model: LedgerModel, state: QueueState) -> None:
     accounts = state.hashes.get("ledger:accounts", {})
     sums = [int(accounts.get(name, 0)) for name in ("issued", "earned", "expired")]
     assert sums == [-model.issued, model.earned, model.expired]
+    settled = [hold for hold in model.holds.values() if hold.state is not HoldState.HELD]
+    released = sum(hold.amount - hold.captured for hold in settled)
+    assert int(state.hashes.get("ledger:sums", {}).get("released", 0)) == released
     assert model.earned == sum(hold.captured for hold in model.holds.values())
     for job_id, raw in state.of("hold").items():  # a settled one goes after a while
         hold = model.holds[job_id]

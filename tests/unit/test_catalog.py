@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
+from autoscale.values import Scaling
 from deployments.settings import StackSettings
 from serving.plan.catalog import Catalog, Model, load_catalog, load_model
 from serving.plan.classes import DEFAULT_POLICIES, ClassPolicy, ServiceClass
@@ -60,6 +62,20 @@ def test_an_unknown_name_lists_the_known_ones(demo_model: Model) -> None:
         ({"video": {**entry()["video"], "steps": {"default": 9, "min": 1, "max": 5}}}, "steps"),  # type: ignore[dict-item]
         ({"classes": {"burst": {"share": 0.9}}}, "shares add up to more than 1"),
         ({"classes": {"gold": {"share": 0.1}}}, "classes"),
+        ({"scaling": {}}, "scaling.max_replicas"),
+        ({"scaling": {"max_replicas": 0}}, "scaling.max_replicas"),
+        ({"scaling": {"max_replicas": 2, "min_replicas": -1}}, "scaling.min_replicas"),
+        ({"scaling": {"max_replicas": 2, "keep_alive_s": -1}}, "scaling.keep_alive_s"),
+        ({"scaling": {"max_replicas": 2, "cold_start_s": 0}}, "scaling.cold_start_s"),
+        ({"scaling": {"max_replicas": 2, "keepalive_s": 60}}, "scaling.keepalive_s"),
+        (
+            {"scaling": {"max_replicas": 2, "min_replicas": 3}},
+            "min_replicas 3 and buffer 0 do not fit into max_replicas 2",
+        ),
+        (
+            {"scaling": {"max_replicas": 2, "min_replicas": 1, "buffer": 2}},
+            "min_replicas 1 and buffer 2 do not fit into max_replicas 2",
+        ),
     ],
 )
 def test_a_mistake_names_the_file_and_the_field(
@@ -70,6 +86,15 @@ def test_a_mistake_names_the_file_and_the_field(
         load_model(file)
     assert str(file) in caught.value.message
     assert where in caught.value.message
+
+
+def test_a_model_scales_only_if_its_entry_says_so(tmp_path: Path) -> None:
+    assert load_model(write(tmp_path, entry(scaling=None))).scaling is None
+    scaling = load_model(write(tmp_path, entry(scaling={"max_replicas": 3}))).scaling
+    assert scaling is not None
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.buffer) == (0, 3, 0)
+    # the policy's own defaults are the same
+    assert asdict(Scaling(max_replicas=3)) == scaling.model_dump()
 
 
 def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 from rich.text import Text
 
 from deployments.cli.charts import Layer, columns, strip_chart, time_axis, top_of, write_svg
@@ -40,6 +41,14 @@ def test_what_was_just_before_the_window_holds_on_in_it() -> None:
 
 def test_an_area_is_drawn_to_an_eighth_of_a_line() -> None:
     assert lines([area(0, 1, 4, 6, 8, None)], top=8, height=2) == ["   ▄█ ", " ▂███ "]
+
+
+def test_only_the_scale_is_faint() -> None:
+    chart = strip_chart("x", [area(1)], top=1, height=2)
+    console = Console()
+    assert chart.get_style_at_offset(console, 0).dim
+    cell = chart.get_style_at_offset(console, chart.plain.index("█"))
+    assert (cell.dim, cell.color and cell.color.name) == (None, "green")
 
 
 def test_whatever_is_there_is_seen() -> None:

@@ -67,6 +67,11 @@ def test_it_says_when_replicas_came_and_went() -> None:
     }
 
 
+def test_without_a_quiet_the_first_look_is_what_was_before() -> None:
+    assert replicas([look(0, 2), look(1, 3)], floor=0, last_job_s=None)["before"] == 2
+    assert replicas([], floor=0, last_job_s=None)["peak"] == 0
+
+
 def test_it_says_so_when_no_replica_came_or_none_went() -> None:
     still = replicas([look(-1, 2), look(1, 2), look(2, 2)], floor=1, last_job_s=1.0)
     assert (still["before"], still["peak"]) == (2, 2)
@@ -127,14 +132,18 @@ def test_jobs_are_mixed_small_and_the_same_each_time() -> None:
 
 @dataclass
 class Pool:
-    """Plays a server with one pool. A job ends the second time that it is listed; the pool grows by
-    one at each look until there are three, and shrinks so when all jobs have ended."""
+    """Plays a server with one pool, where one more replica always starts and one leaves.
+
+    A job ends the second time that it is listed; the pool grows by one at each look until three are
+    ready, and shrinks so when all jobs have ended.
+    """
 
     url: str = ""
     ready: int = 1
     refuse_every: int = 0
     fails: bool = False
     hangs: bool = False
+    away: bool = False
     scaled: bool = True
     posts: list[dict[str, Any]] = field(default_factory=list)
     listed: dict[str, int] = field(default_factory=dict)
@@ -143,6 +152,8 @@ class Pool:
     lock: Lock = field(default_factory=Lock)
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
+        if self.away and path in ("/v1/status", "/metrics") and self.posts:
+            return 503, {"error": {"code": "service_unavailable", "message": "Away."}}
         match method, path:
             case "POST", "/v1/videos":
                 return self._submit(body)
@@ -192,7 +203,12 @@ class Pool:
         if self.posts:
             self.ready = max(0, self.ready - 1) if self._all_ended else min(3, self.ready + 1)
         queued = sum(times < 1 for times in self.listed.values())
-        return {"replicas": [{}] * self.ready, "queued": queued, "in_progress": 0}
+        states = ["starting", *["busy"] * self.ready, "draining"]
+        return {
+            "replicas": [{"state": state} for state in states],
+            "queued": queued,
+            "in_progress": 0,
+        }
 
     def _metrics(self) -> str:
         name = "reelserve_slo_jobs_total"
@@ -336,6 +352,15 @@ def test_it_ends_even_if_the_jobs_do_not(pool: Pool) -> None:
     assert not value["ok"]
     assert value["timed_out"]
     assert value["jobs"]["unfinished"] == 8
+
+
+def test_a_server_that_goes_away_is_borne_and_said_once(pool: Pool) -> None:
+    pool.away = True
+    said: list[str] = []
+    value = spike.run(plan(pool, timeout_s=1.5), said.append)
+    assert value["timed_out"]
+    assert value["objectives"] is None
+    assert sum("GET /v1/status was answered with 503" in each for each in said) == 1
 
 
 def test_a_model_that_is_not_there_is_said_at_once(pool: Pool) -> None:

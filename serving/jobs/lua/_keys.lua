@@ -33,9 +33,10 @@
 -- <cell>:fair:<pool>          hash    <class>:credit (ms), <class>:reached (the highest that the least
 --                                     counter ever was), <class>:window, <class>:passed,
 --                                     <class>:lifted (what a counter was lifted to last), <class>:tidied
--- <cell>:backlog:<pool>       hash    <class>:jobs and <class>:ms of those that wait, <class>:left_jobs and
---                                     <class>:left_ms of those that left the line, less those that came
---                                     back: what waits and what left is all that ever arrived
+-- <cell>:backlog:<pool>       hash    <class>:jobs and <class>:ms of those that wait; <class>:saved_ms, what
+--                                     checkpoints saved of these; <class>:ended_jobs and <class>:ended_ms
+--                                     (as estimated) of those that ended: with those that are leased,
+--                                     all that ever arrived
 -- <cell>:leased:<pool>        zset    job ids in progress, by the time their lease ends (ms)
 -- <cell>:ended:<pool>         hash    how many jobs reached each terminal state
 -- <cell>:tallies:<pool>       hash    sums of what its replicas counted: prompt_cache_hits,

@@ -18,8 +18,8 @@ local function place_of(id)
     key('job', id), 'seq', 'created_ms', 'est_device_ms', 'left_device_ms', 'attempts', 'rows', 'shape',
     'user', 'class'))
   left = left or total
-  return place_text(seq, created, total, left, attempts or '0', rows, shape, id), left, user, class, seq,
-    created, total
+  return place_text(seq, created, total, left, attempts or '0', rows, shape, id), left, user, class, total,
+    seq, created
 end
 
 local function line(pool, class, user, order)
@@ -133,10 +133,12 @@ local function add_to_backlog(pool, class, jobs, ms)
   redis.call('HINCRBY', backlog, class .. ':ms', ms)
 end
 
--- Of what arrived in a pool: what left its lines, or (less than nothing) came back into them.
-local function add_to_left(pool, class, jobs, ms)
-  redis.call('HINCRBY', key('backlog', pool), class .. ':left_jobs', jobs)
-  redis.call('HINCRBY', key('backlog', pool), class .. ':left_ms', ms)
+-- Of a job that waits, how much a checkpoint saves: most have none.
+local function add_saved(pool, class, sign, total, left)
+  local saved = total - left
+  if saved ~= 0 then
+    redis.call('HINCRBY', key('backlog', pool), class .. ':saved_ms', string.format('%d', sign * saved))
+  end
 end
 
 -- Into the user's lines.
@@ -159,20 +161,20 @@ end
 
 -- Back into them.
 local function enqueue(id, pool)
-  local place, left, user, class, seq, created, total = place_of(id)
-  add_to_left(pool, class, '-1', '-' .. left)
+  local place, left, user, class, total, seq, created = place_of(id)
+  add_saved(pool, class, 1, total, left)
   enqueue_new(id, pool, place, seq, created, total, left, user, class, string.format('%d', now_ms()))
 end
 
 -- Out of them. Whoever found it there knows its place; for anyone else place_of does.
-local function take_out(id, pool, place, left, user, class)
+local function take_out(id, pool, place, left, user, class, total)
   redis.call('ZREM', key('queued', pool), id)
   for _, order in ipairs(ORDERS) do
     redis.call('ZREM', line(pool, class, user, order.name), place)
   end
   redis.call('DEL', heads_key(pool, class, user))
   add_to_backlog(pool, class, '-1', '-' .. left)
-  add_to_left(pool, class, '1', left)
+  add_saved(pool, class, -1, total, left)
   if redis.call('HINCRBY', key('user', user, 'lines'), pool .. ' ' .. class, '-1') == 0 then
     redis.call('HDEL', key('user', user, 'lines'), pool .. ' ' .. class)
     redis.call('ZREM', key('ready', pool, class), user)

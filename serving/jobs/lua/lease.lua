@@ -219,7 +219,7 @@ end
 
 local function hand_over(job, victim)
   local id, class, left = job.id, job.class, job.contender[3]
-  take_out(id, pool, job.place, left, job.tenant.user, class)
+  take_out(id, pool, job.place, left, job.tenant.user, class, job.contender[2])
   local weight = charge(id, pool, class, job.tenant, left, classes, credits, room.shares)
   redis.call('ZREM', key('idle', pool), replica)
   local fence = string.format('%d', redis.call('INCR', key('fence')))
@@ -229,9 +229,7 @@ local function hand_over(job, victim)
     'seat', credits[class] > 0 and OWED_SEAT or SEATS[class], 'remaining_ms', left,
     'step', job.step or 0, 'attempts', job.attempts + 1,
     'charged_ms', left + (job.spent_ms or 0), 'weight', weight)
-  if redis.call('HSETNX', key('job', id), 'started_ms', now_text) == 1 then
-    note_time(pool, class, 'wait', now - job.contender[1])
-  end
+  redis.call('HSETNX', key('job', id), 'started_ms', now_text)
   redis.call('ZADD', key('leased', pool), until_ms, id)
   redis.call('SET', key('last_lease', replica),
     table.concat({token, id, fence, victim}, ' '), 'EX', 3600)

@@ -1,23 +1,27 @@
 -- observe(pool) -> the pool at one moment: {now_ms, queued, leased, backlog, {in flight by class: {jobs,
--- ms}, …}, {parked by class: {jobs, ms}, …}, {age of the oldest that waits, by class, or -1 (ms), …}, ended, counts, tallies, refused, steps,
+-- ms, ms as estimated at submission}, …}, {parked by class: {jobs, ms}, …}, {age of the oldest that may be
+-- leased, by class, or -1 (ms), …}, ended, counts, tallies, refused, steps,
 -- times, slo, starts, startups, {a replica's hash, …}}
 -- Hashes are flat lists of names and values; classes are in their order. In flight is what is left of
 -- the jobs that are leased, by their estimates. Parked is what waits for users who run as many jobs as
 -- they may: PARKED_MAX of them, drawn anew each time, stand for all, and a job of the class's mean for each
--- of theirs. The oldest is of those that may be leased; to find it in each class  the first OLDEST_MAX that wait are looked at; of a class that is not among them, none is older than the last of these.
+-- of theirs. To find the oldest in each class the first OLDEST_MAX that wait are looked at; of a class that is
+-- not among them, none is older than the last of these.
 local OLDEST_MAX, PARKED_MAX = 512, 512
 local pool, now = ARGV[1], now_ms()
 
 local function in_flight()
-  local jobs, left = {}, {}
+  local jobs, left, whole_ms = {}, {}, {}
   for _, id in ipairs(redis.call('ZRANGE', key('leased', pool), 0, -1)) do
-    local class, charged, spent = unpack(redis.call('HMGET', key('job', id), 'class', 'charged_ms', 'spent_ms'))
+    local class, charged, spent, est =
+      unpack(redis.call('HMGET', key('job', id), 'class', 'charged_ms', 'spent_ms', 'est_device_ms'))
     jobs[class] = (jobs[class] or 0) + 1
     left[class] = (left[class] or 0) + math.max(0, (charged or 0) - (spent or 0))
+    whole_ms[class] = (whole_ms[class] or 0) + est
   end
   local found = {}
   for i, class in ipairs(CLASSES) do
-    found[i] = {jobs[class] or 0, math.floor(left[class] or 0)}
+    found[i] = {jobs[class] or 0, math.floor(left[class] or 0), whole_ms[class] or 0}
   end
   return found
 end
