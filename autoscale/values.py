@@ -143,8 +143,9 @@ class Demand:
     ``sustain`` (as much is done as comes), ``jobs`` (no more replicas than jobs) or ``idle``.
     ``load`` is how many replicas, all of them ready, would just be in time: over those that there
     are it is by how much the pool is late. ``rate`` is the work that a replica does in a second,
-    ``fast``, ``slow`` and ``forecast`` are the work that comes in a second. ``critical`` is the
-    class that decided; ``clamped``: the cold start leaves too little of its objective.
+    ``fast``, ``slow`` and ``forecast`` are the work that comes in a second: lately, in the long
+    run, and until a new replica is there. ``critical`` is the class that decided; ``clamped``: the
+    cold start leaves too little of its objective.
     """
 
     need: int = 0

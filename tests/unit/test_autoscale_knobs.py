@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from autoscale.budget import Ask, share
 from autoscale.policy import BACKOFF_S, DOWN_SHARE, MOVE_S, SPIKE_KEEP_S, UP_LEAST
-from autoscale.values import ClassSample, Decision, Sample
+from autoscale.values import Budget, ClassSample, Decision, Sample
 from loadtest.autoscale.cluster import Setup
 from tests.pools import Told, jobs, pool, sample, simulated
 
@@ -264,3 +265,15 @@ def test_a_budget_that_binds_says_so_and_two_pools_do_not_pass_it_to_and_fro() -
     starts = sum(each.starts for each in cluster.pools.values())
     # then it stays for longer than a start takes, instead of changing hands with each job
     assert starts <= 3600 / (2 * COLD_S)
+
+
+def test_a_replica_that_is_there_goes_only_to_a_pool_that_is_clearly_later() -> None:
+    def given(load: float) -> tuple[int, ...]:
+        asks = [
+            Ask(pool(name), replicas=8, floor=0, need=8, wanted=8, before=4, load=each)
+            for name, each in (("one", 10.0), ("other", load))
+        ]
+        return tuple(share(asks, Budget(gpus=8), Budget()).values())
+
+    assert given(10) == given(14) == (4, 4)
+    assert given(30) == (3, 5)

@@ -92,13 +92,13 @@ def test_counting_only_queued() -> None:
 
 
 def test_double_ordering_during_cold_start() -> None:
-    # given a pool at zero, starts of 90 s, and 20 jobs at once that eight replicas do in time
-    each = pool(cold_start_s=90.0, objectives_s={"standard": 180.0})
-    cluster, rule = simulated((each, Setup(lambda now_s: 90.0), jobs(20, 10.0, 36.0)))
-    # when they start
-    cluster.run(100)
+    # given a pool at zero, starts of 60 s, and 24 jobs at once that eight replicas do in time
+    each = pool(cold_start_s=60.0, objectives_s={"standard": 180.0})
+    cluster, rule = simulated((each, Setup(lambda now_s: 60.0), jobs(24, 10.0, 36.0)))
+    # when they start, while the jobs wait and have less and less time
+    cluster.run(70)
     first = next(decision["wan"].wanted for _, decision in rule.log if decision["wan"].wanted)
-    # then it is decided once how many it takes, and not again while they start
+    # then it is decided once how many it takes, and not again
     assert first == 8
     assert max(cluster.pools["wan"].targets) == first
     assert cluster.pools["wan"].starts == first
@@ -167,6 +167,14 @@ def test_long_jobs_at_the_head_hiding_short_ones() -> None:
     assert told.target == 3
 
 
+def test_a_long_job_that_waits_asks_for_one_replica() -> None:
+    # given nine replicas that are nearly done, and one job of half an hour
+    told = Told(pool(), target=9)
+    last = told.see(1, sample(0.0, busy=9, standard=ClassSample(1, 2000.0, 9, 9.0)))
+    # then it is not taken for as much work as ten replicas could share
+    assert last.demand.need == 2
+
+
 def test_pool_starvation_at_max_nodes() -> None:
     # given eight devices, all of which one pool could use for the next hours
     greedy = pool("greedy", max_replicas=64)
@@ -199,6 +207,21 @@ def test_scale_up_for_jobs_whose_user_is_over_quota() -> None:
     # then no replica is added, since none could run one of these
     assert max(cluster.pools["wan"].targets) == 2
     assert rule.decisions["wan"].demand.slow < 3
+
+
+def test_work_that_is_parked_has_not_come() -> None:
+    # given a user whose two jobs run, and who goes on submitting
+    told = Told(pool(), target=2)
+
+    def look(now_s: float) -> Sample:
+        parked_s = 40.0 * (now_s - 1000)
+        flood = ClassSample(0, 0.0, 2, 900.0, parked_s, 0.0, 2 + parked_s / 40, 80 + parked_s)
+        return sample(now_s, busy=2, standard=flood)
+
+    last = told.see(600, look)
+    # then nothing is seen to come, and no replica is added
+    assert (last.demand.fast, last.demand.slow, last.demand.spike) == (0, 0, False)
+    assert set(told.targets) == {2}
 
 
 def test_retry_storms_counted_as_demand() -> None:
