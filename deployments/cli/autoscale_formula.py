@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from autoscale.demand import CLAMP, UTILIZATION
+from autoscale.demand import CLAMP, UTILIZATION, Backlog
 from deployments.cli.output import counted
 
 Decision = Mapping[str, Any]
@@ -58,45 +58,60 @@ def _has_objective(decision: Decision) -> bool:
 
 def _horizon(decision: Decision) -> str:
     """What is left by the time that a new replica is there begins within the objective."""
-    demand, ready = decision["demand"], decision["ready"]
-    rate, cold_s = f"{demand['rate']:.2f}", f"{demand['cold_start_s']:.1f} s"
-    work_s, whose, objective_s, _ = _ahead(decision)
+    demand, (ahead, whose, objective_s, _) = decision["demand"], _ahead(decision)
+    cold = f"{demand['cold_start_s']:.1f} s"
+    starting = " − what those that start do by then" if _starting(decision) else ""
     return (
-        f"({work_s:.1f} GPU-s of {whose} + {demand['forecast']:.2f} that come each second × "
-        f"{cold_s} of cold start − {ready} ready × {rate} × {cold_s}) / "
-        f"({rate} × {objective_s:g} s)"
+        f"({_work(ahead, whose, objective_s, demand['rate'])} + {demand['forecast']:.2f} that come "
+        f"each second × {cold} of cold start / {demand['rate']:.2f} − {decision['ready']} ready × "
+        f"{cold}{starting}) / {objective_s:g} s"
     )
 
 
 def _drain(decision: Decision) -> str:
     """What waits begins within the objective; replicas that are not ready come later."""
-    demand, ready, cold_s = (
-        decision["demand"],
-        decision["ready"],
-        decision["demand"]["cold_start_s"],
-    )
-    work_s, whose, objective_s, waited_s = _ahead(decision)
+    demand, ready = decision["demand"], decision["ready"]
+    cold_s = demand["cold_start_s"]
+    ahead, whose, objective_s, waited_s = _ahead(decision)
     left_s = max(objective_s - waited_s, CLAMP * objective_s)
-    lead_s = max(left_s - cold_s, CLAMP * objective_s)
-    work = f"{work_s:.1f} GPU-s of {whose} / {demand['rate']:.2f}"
+    work = _work(ahead, whose, left_s, demand["rate"])
     left = f"{left_s:.1f} s left of {objective_s:g} s"
-    if work_s / demand["rate"] <= ready * left_s:
+    if ahead.within(left_s, demand["rate"]) <= ready * left_s:
         return f"{work} / {left}"
     lead = f"({left} − {cold_s:.1f} s of cold start)"
-    if left_s - cold_s < lead_s:
-        lead = f"{lead_s:.1f} s, as {cold_s:.1f} s of cold start leave less of the objective"
-    if not ready:
-        return f"{work} / {lead}"
-    return f"{ready} ready + ({work} − {ready} × {left_s:.1f} s) / {lead}"
+    least_s = CLAMP * objective_s
+    if left_s - cold_s < least_s:
+        lead = f"{least_s:.1f} s, as {cold_s:.1f} s of cold start leave less of the objective"
+    starting = _starting(decision)
+    if starting:
+        there = f"{ready} ready, {starting} starting"
+        return f"{there} + ({work} − what these do in {left_s:.1f} s) / {lead}"
+    if ready:
+        return f"{ready} ready + ({work} − {ready} × {left_s:.1f} s) / {lead}"
+    return f"{work} / {lead}"
 
 
-def _ahead(decision: Decision) -> tuple[float, str, float, float]:
+def _work(ahead: Backlog, whose: str, seconds: float, rate: float) -> str:
+    """Seconds of replicas. A job takes no more than one of them."""
+    gpu_s = ahead.queued_s + ahead.in_flight_s
+    work_s = ahead.within(seconds, rate)
+    if work_s < gpu_s / rate - 0.05:
+        return f"{work_s:.1f} s, one replica a job, of {gpu_s:.1f} GPU-s of {whose}"
+    return f"{gpu_s:.1f} GPU-s of {whose} / {rate:.2f}"
+
+
+def _starting(decision: Decision) -> int:
+    return max(0, int(decision["before"] - decision["ready"]))
+
+
+def _ahead(decision: Decision) -> tuple[Backlog, str, float, float]:
     """Of the class that decided: its work and that of those before it, their names, its objective
     and its oldest wait."""
-    classes, critical = decision["classes"], decision["demand"]["critical"]
+    classes = decision["classes"]
     names = [each["class"] for each in classes]
-    last = names.index(critical)
-    ahead = classes[: last + 1]
-    work_s = sum(each["queued_s"] + each["in_flight_s"] for each in ahead)
+    last = names.index(decision["demand"]["critical"])
+    parts = ("queued_s", "queued_jobs", "in_flight_s", "in_flight_jobs")
+    sums = {part: sum(each[part] for each in classes[: last + 1]) for part in parts}
     own = classes[last]
-    return work_s, " and ".join(names[: last + 1]), own["objective_s"], own["oldest_wait_s"]
+    whose = " and ".join(names[: last + 1])
+    return Backlog(**sums), whose, own["objective_s"], own["oldest_wait_s"]

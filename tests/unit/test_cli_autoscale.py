@@ -145,7 +145,7 @@ def test_a_model_that_is_not_served_is_an_error(api: Script) -> None:
             "1.50 GPU-s that come each second / (0.50 that a replica does × 0.9) → 4",
         ),
         (
-            {"ready": 0},
+            {"ready": 0, "before": 0},
             {"by": "drain", "critical": "burst", "need": 2},
             "30.0 GPU-s of burst / 1.00 / (26.0 s left of 30 s − 6.0 s of cold start) → 2",
         ),
@@ -156,15 +156,26 @@ def test_a_model_that_is_not_served_is_an_error(api: Script) -> None:
             "(26.0 s left of 30 s − 6.0 s of cold start) → 2",
         ),
         (
+            {"ready": 1, "before": 3},
+            {"by": "drain", "critical": "burst", "need": 3},
+            "1 ready, 2 starting + (30.0 GPU-s of burst / 1.00 − what these do in 26.0 s) / "
+            "(26.0 s left of 30 s − 6.0 s of cold start) → 3",
+        ),
+        (
+            {},
+            {"by": "drain", "critical": "burst", "rate": 0.25, "need": 2},
+            "1 ready + (52.0 s, one replica a job, of 30.0 GPU-s of burst − 1 × 26.0 s) / ",
+        ),
+        (
             {},
             {"by": "drain", "critical": "burst", "cold_start_s": 60.0, "need": 2},
-            "/ 7.5 s, as 60.0 s of cold start leave less of the objective → 2",
+            "/ 15.0 s, as 60.0 s of cold start leave less of the objective → 2",
         ),
         (
             {},
             {"by": "horizon", "critical": "standard", "need": 1},
-            "(132.5 GPU-s of burst and standard + 4.50 that come each second × 6.0 s of cold start "
-            "− 1 ready × 1.00 × 6.0 s) / (1.00 × 180 s) → 1",
+            "(132.5 GPU-s of burst and standard / 1.00 + 4.50 that come each second × 6.0 s of "
+            "cold start / 1.00 − 1 ready × 6.0 s) / 180 s → 1",
         ),
         ({}, {"by": "magic", "need": 3}, "magic → 3"),
     ],
