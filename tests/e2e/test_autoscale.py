@@ -73,9 +73,9 @@ class Cluster:
         return len([each for each in self.pool(name)["replicas"] if each["state"] in READY])
 
     def decision(self, name: str) -> dict[str, Any]:
-        answer = self.admin.get("/v1/admin/autoscale").json()
-        found: dict[str, Any] = next(each for each in answer["pools"] if each["pool"] == name)
-        return found
+        answer = self.admin.get("/v1/admin/autoscale", params={"model": name}).json()
+        decision: dict[str, Any] = answer["pools"][0]["decision"]
+        return decision
 
     def metric(self, name: str, model: str) -> float:
         text = self.client.get("/metrics").text
