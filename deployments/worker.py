@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 """How often an idle worker leases when no wake message came: messages may be lost."""
+LEFT_S = 0.5
+"""When it asks again for what woke it: a job is left so long to a replica that would do better."""
 ANNOUNCE_S = 2.0
 BUSY_PAUSE_S = 0.05
 """Between two questions of a worker that runs something and got nothing."""
@@ -160,6 +162,7 @@ class Worker:
         self._leasing_ended.set()
 
     async def _lease_or_wait(self) -> None:
+        pause_s = LEFT_S if self._wake.is_set() else POLL_S
         self._wake.clear()
         # One delivery, or one run that is being stopped for another, may be beside a full engine;
         # more deliveries would only pile up frames.
@@ -171,7 +174,7 @@ class Worker:
         if self._runs:  # most jobs are of no use beside others: do not ask at every wake
             await asyncio.sleep(BUSY_PAUSE_S)
         with suppress(TimeoutError):
-            async with asyncio.timeout(POLL_S):
+            async with asyncio.timeout(pause_s):
                 await self._wake.wait()
 
     @property

@@ -165,6 +165,7 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
         ours = {name: ids for name, ids in places.items() if name.startswith(kind)}
         yield from _differences("jobs by state", ours, _sets(state, kind))
     yield from _differences("lines", lines, _sets(state, "line:"))
+    yield from _kept_heads(state)
     yield from _differences("running", running, _keys(state, "user:", ":running"))
     yield from _differences("jobs of users", owned, _sets(state, "user:", ":jobs"))
     yield from _differences(
@@ -195,7 +196,19 @@ def _left_ms(job: Mapping[str, str]) -> int:
 
 def _place(job_id: str, job: Mapping[str, str]) -> str:
     numbers = (int(job["created_ms"]), int(job["est_device_ms"]), _left_ms(job))
-    return " ".join((f"{int(job['seq']):012}", *map(str, numbers), job_id))
+    fits = (job.get("attempts", "0"), job["rows"], job["shape"])
+    return " ".join((f"{int(job['seq']):012}", *map(str, numbers), *fits, job_id))
+
+
+def _kept_heads(state: QueueState) -> Iterator[str]:
+    """What leases keep of the lines is what is at their heads."""
+    for name, kept in state.strings.items():
+        if name.startswith("heads:"):
+            of = name.removeprefix("heads:")
+            lines = [state.zsets.get(f"line:{of}:{order.name}", {}) for order in ORDERS]
+            heads = [min(line, key=lambda each: (line[each], each)) for line in lines if line]
+            if kept.split("\n") != list(dict.fromkeys(heads)):
+                yield f"{name} is {kept}, at the heads are {heads}"
 
 
 def _who_may_be_leased(

@@ -71,12 +71,16 @@ def bench_queue(url: str, plan: Plan, tell: Callable[[str], None]) -> dict[str, 
     A replica leases jobs while it has slots, says for each how far it is, and ends the oldest; for
     each that ends another is submitted. All take turns without a pause, so that Redis is as busy
     as it can be: any call waits for those of the other replicas.
+
+    A call takes from when it is sent until its answer arrived, by the kernel's clock. A replica is
+    a process of its own, and reads it then; here one process plays all of them, and ``unread``
+    says for how long answers lay there while it computed for another.
     """
     with closing(_Bench(url, plan)) as bench:
         bench.fill(tell)
         bytes_per_job = bench.bytes_per_job()
         tell(f"{plan.jobs:,} jobs wait, {bytes_per_job:,.0f} bytes each; now they are leased")
-        together, evalsha = bench.together()
+        together, unread_ms, evalsha = bench.together()
         tell(f"{len(together['lease']):,} leases by {plan.replicas} replicas; now by one")
         alone, in_redis_us = bench.alone()
     lease = spread_ms(together["lease"])
@@ -88,6 +92,7 @@ def bench_queue(url: str, plan: Plan, tell: Callable[[str], None]) -> dict[str, 
         "lease_max_ms": lease["max_ms"],
         "bytes_per_job": round(bytes_per_job),
         "together": {name: _calls(found) for name, found in together.items()},
+        "unread": _calls(unread_ms),
         "evalsha": evalsha,
         "alone": {
             name: {
@@ -207,17 +212,20 @@ class _Bench:
             time.sleep(0.2)
         raise LoadTestError(f"{volatile:,} keys that should expire within seconds did not")
 
-    def together(self) -> tuple[dict[str, list[float]], dict[str, float]]:
-        """Every call's milliseconds by script, of all replicas at once; what Redis says of it."""
+    def together(self) -> tuple[dict[str, list[float]], list[float], dict[str, float]]:
+        """Every call's milliseconds by script, of all replicas at once; for how long each answer
+        then lay unread; what Redis says of it."""
         connections = [connect(self._url) for _ in range(self._plan.replicas)]
         self._cell.took_s.clear()
         calls, used_us = evalsha_us(self._control)
+        unread_s: list[float] = []
         took_s = drive(
             connections,
             [
                 self._replica(self._cell, f"replica{number}", self._plan.cycles)
                 for number in range(self._plan.replicas)
             ],
+            unread_s,
         )
         calls, used_us = (
             after - before
@@ -225,17 +233,21 @@ class _Bench:
         )
         for each in connections:
             each.close()
-        return _ms(self._cell), {
-            "calls": calls,
-            "per_s": round(calls / took_s),
-            "us_per_call": round(used_us / calls, 1),
-            "busy_share": round(used_us / 1e6 / took_s, 3),
-        }
+        return (
+            _ms(self._cell),
+            [1000 * each_s for each_s in unread_s],
+            {
+                "calls": calls,
+                "per_s": round(calls / took_s),
+                "us_per_call": round(used_us / calls, 1),
+                "busy_share": round(used_us / 1e6 / took_s, 3),
+            },
+        )
 
     def alone(self) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
         """The same of one replica, and the microseconds that Redis says it took of them."""
         cell, connection = MeasuringCell(CELL, self._control), connect(self._url)
-        drive([connection], [self._replica(cell, "lone", self._plan.alone)])
+        drive([connection], [self._replica(cell, "lone", self._plan.alone)], [])
         connection.close()
         return _ms(cell), cell.in_redis_us
 

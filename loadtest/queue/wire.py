@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Coroutine, Generator, Iterator, Sequence
@@ -22,6 +24,9 @@ from serving.jobs import Cell
 
 CHUNK_BYTES = 1 << 16
 ANSWER_S_MAX = 60.0
+SO_TIMESTAMPNS = 35
+"""Linux: with what is received comes when it arrived, by the wall clock (socket(7))."""
+STAMP = struct.Struct("@ll")
 
 Work = Coroutine[bytes, tuple[bytes, float], None]
 """What :func:`drive` resumes: it awaits :class:`Exchange` and nothing else."""
@@ -184,12 +189,18 @@ def info(connection: socket.socket, section: str) -> dict[str, str]:
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
-def drive(connections: Sequence[socket.socket], work: Sequence[Work]) -> float:
+def drive(
+    connections: Sequence[socket.socket], work: Sequence[Work], unread_s: list[float] | None = None
+) -> float:
     """Run each of ``work`` on its connection, one request outstanding on each; the seconds it took.
 
-    A reply's time is taken when it is read, before any coroutine goes on.
+    A reply's time is taken when it is read, before any coroutine goes on. With ``unread_s`` it is
+    taken when the reply arrived, by the kernel: what one process computes for one connection is
+    then no part of what the others waited. For how long each reply, or piece of one, lay there
+    unread is added to ``unread_s``. Where the kernel does not say, both are the same.
     """
-    clock = time.perf_counter
+    receive = _read if unread_s is None else arrived
+    clock = time.perf_counter if unread_s is None else time.time
     poll = select.poll()
     busy = {
         each.fileno(): (each, coroutine) for each, coroutine in zip(connections, work, strict=True)
@@ -211,16 +222,42 @@ def drive(connections: Sequence[socket.socket], work: Sequence[Work]) -> float:
 
     began = clock()
     for number in list(busy):
+        if unread_s is not None and sys.platform == "linux":
+            busy[number][0].setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         poll.register(number, select.POLLIN)
         resume(number, None)
     while busy:
         ready = poll.poll(1000 * ANSWER_S_MAX)
         if not ready:
             raise LoadTestError(f"Redis gave no answer in {ANSWER_S_MAX:g} s")
-        replies = [(number, _received(busy[number][0]), clock()) for number, _ in ready]
-        for number, reply, got_s in replies:
+        replies = [(number, *receive(busy[number][0])) for number, _ in ready]
+        for number, reply, got_s, read_s in replies:
+            if unread_s is not None:
+                unread_s.append(read_s - got_s)
             resume(number, (reply, got_s - sent_s[number]))
     return clock() - began
+
+
+def _read(connection: socket.socket) -> tuple[bytes, float, float]:
+    reply, read_s = _received(connection), time.perf_counter()
+    return reply, read_s, read_s
+
+
+def arrived(connection: socket.socket) -> tuple[bytes, float, float]:
+    """A reply, when it arrived, and when it was read.
+
+    The kernel begins to say so a moment after it was asked (SO_TIMESTAMPNS); what it received
+    before counts as having arrived when it was read.
+    """
+    reply, said, _, _ = connection.recvmsg(CHUNK_BYTES, socket.CMSG_SPACE(STAMP.size))
+    read_s = time.time()
+    if not reply:
+        raise LoadTestError("Redis closed the connection")
+    for _, kind, data in said:
+        if kind == SO_TIMESTAMPNS:
+            seconds, nanoseconds = STAMP.unpack(data)
+            return reply, seconds + nanoseconds / 1e9, read_s
+    return reply, read_s, read_s
 
 
 def _received(connection: socket.socket) -> bytes:

@@ -142,7 +142,9 @@ def _usual_limits() -> None:
 def _ready(process: subprocess.Popen[str], log: Path) -> Stack:
     assert process.stdout is not None
     line = process.stdout.readline()
-    assert line, f"reelserve up ended with {process.wait(STOP_S_MAX)}:\n{log.read_text()}"
+    if line.strip() in ("", "{"):  # nothing, or an error over several lines
+        said = line + process.stdout.read()
+        raise AssertionError(f"reelserve up ended: {said}\n{log.read_text()}")
     said = json.loads(line)
     return Stack(
         process,

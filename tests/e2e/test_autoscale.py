@@ -56,7 +56,7 @@ class Cluster:
 
     stack: Stack
     catalog: Path
-    data_dir: Path
+    models: Path
     prometheus: Prometheus
 
     def __post_init__(self) -> None:
@@ -73,9 +73,9 @@ class Cluster:
         return len([each for each in self.pool(name)["replicas"] if each["state"] in READY])
 
     def decision(self, name: str) -> dict[str, Any]:
-        answer = self.admin.get("/v1/admin/autoscale").json()
-        found: dict[str, Any] = next(each for each in answer["pools"] if each["pool"] == name)
-        return found
+        answer = self.admin.get("/v1/admin/autoscale", params={"model": name}).json()
+        decision: dict[str, Any] = answer["pools"][0]["decision"]
+        return decision
 
     def metric(self, name: str, model: str) -> float:
         text = self.client.get("/metrics").text
@@ -107,10 +107,11 @@ READY = ("idle", "busy")
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("autoscale")
-    catalog = folder / "catalog"
+    catalog, models = folder / "catalog", folder / "models"
     catalog.mkdir()
+    shutil.copytree(models_dir / "demo-wan", models / "demo-wan")
     write_pool(catalog, "steady", max_replicas=2)
     write_pool(catalog, "rare", max_replicas=1)
     write_pool(catalog, "broken", max_replicas=1)
@@ -118,13 +119,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with prometheus(folder / "prometheus", {"ingress": [f"127.0.0.1:{port}"]}) as server:
         env = {
             "REELSERVE_CATALOG_DIRS": f'["{catalog}"]',
+            "REELSERVE_MODELS_DIR": str(models),
             "REELSERVE_MODELS": '["steady", "rare", "broken"]',
             "REELSERVE_LOGICAL_GPUS": str(GPUS),
             "REELSERVE_AUTOSCALE_PROMETHEUS_URL": server.url,
             "REELSERVE_ADMIN_KEY": ADMIN,
         }
         with up(folder / "data", env=env, port=port) as stack:
-            yield Cluster(stack, catalog, folder / "data", server)
+            yield Cluster(stack, catalog, models, server)
 
 
 def until(
@@ -206,8 +208,7 @@ def test_a_replica_that_does_not_start_stops_nobody_and_is_tried_again(cluster: 
     until(lambda: cluster.decision("broken")["bound"] == "backoff")
     assert cluster.decision("broken")["retry_in_s"] > 0
     # And once its weights are there, it starts, and the job is done
-    models = cluster.data_dir / "models"
-    shutil.copytree(models / "demo-wan", models / "broken")
+    shutil.copytree(cluster.models / "demo-wan", cluster.models / "broken")
     assert wait_for(cluster.client, video, seconds=240)["status"] == "completed"
     assert cluster.metric("reelserve_replica_start_failures", "broken") == 0
     cluster.all_complete_and_none_starts_over("steady", videos)

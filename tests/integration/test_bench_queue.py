@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import time
+from contextlib import ExitStack
 
 import pytest
 from redis.asyncio import Redis
@@ -15,7 +19,16 @@ from loadtest.queue import admission, backlog
 from loadtest.queue.admission import Turn, bench_admission, summarised
 from loadtest.queue.backlog import bench_queue
 from loadtest.queue.calls import POOL, Submission, Submit, specification
-from loadtest.queue.wire import Incomplete, WireCell, command, parse
+from loadtest.queue.wire import (
+    SO_TIMESTAMPNS,
+    Exchange,
+    Incomplete,
+    WireCell,
+    arrived,
+    command,
+    drive,
+    parse,
+)
 from loadtest.summary import judged
 from serving.jobs import CELL, Cell, JobQueue, Limits, State
 
@@ -81,6 +94,58 @@ def test_a_command_counts_bytes_not_letters() -> None:
     assert command("SET", "ö", 1) == b"*3\r\n$3\r\nSET\r\n$2\r\n\xc3\xb6\r\n$1\r\n1\r\n"
 
 
+@pytest.mark.parametrize("by_arrival", [True, False])
+def test_what_the_client_computes_for_one_connection_is_no_wait_of_another(
+    by_arrival: bool,
+) -> None:
+    """The second answer arrives while the client is busy with the first."""
+    both_answered, busy = threading.Event(), threading.Event()
+    done_s: list[float] = []
+
+    async def first() -> None:
+        await Exchange(b"ask")
+        busy.set()
+        assert both_answered.wait(60)
+        done_s.append(time.time())
+
+    async def second() -> None:
+        sent_s = time.time()
+        _, took_s = await Exchange(b"ask")
+        done_s.append(sent_s + took_s)
+
+    def serve(ours: list[socket.socket]) -> None:
+        for each in ours:
+            each.recv(3)
+        ours[0].sendall(b"+OK\r\n")
+        assert busy.wait(60)
+        ours[1].sendall(b"+OK\r\n")
+        time.sleep(0.01)
+        both_answered.set()
+
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        theirs, ours = [], []
+        for _ in range(2):
+            theirs.append(stack.enter_context(socket.create_connection(listening.getsockname())))
+            ours.append(stack.enter_context(listening.accept()[0]))
+        # The kernel takes a moment to begin.
+        theirs[0].setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        unread = 0.0
+        while unread < 0.005:
+            ours[0].sendall(b"+OK\r\n")
+            time.sleep(0.01)
+            _, arrived_s, read_s = arrived(theirs[0])
+            unread = read_s - arrived_s
+        server = threading.Thread(target=serve, args=(ours,))
+        server.start()
+        unread_s: list[float] = []
+        drive(theirs, [first(), second()], unread_s if by_arrival else None)
+        server.join()
+    busy_until_s, answered_s = done_s
+    assert (answered_s < busy_until_s) is by_arrival
+    assert len(unread_s) == (2 if by_arrival else 0)
+
+
 @pytest.mark.asyncio
 async def test_every_submission_of_a_run_waits_in_the_queue(
     redis_server: RedisServer, redis: Redis
@@ -117,6 +182,7 @@ async def test_as_many_jobs_wait_after_the_leases_as_before(
     assert calls["lease"] >= calls["finish"]
     # Redis counts the same calls.
     assert found["evalsha"]["calls"] == sum(calls.values())
+    assert found["unread"]["calls"] >= sum(calls.values())
     for each in found["alone"].values():
         assert 0 < each["redis_share"] < 1
     state = (await JobQueue(Cell(redis)).pools([POOL]))[POOL]

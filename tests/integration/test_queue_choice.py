@@ -421,6 +421,69 @@ async def test_an_idle_replica_does_not_wait_for_a_holder_that_is_busy(
     assert await got(other, room()) == job.id
 
 
+# To the oldest of those that are idle.
+
+
+async def aged(each: Leases, age_ms: int) -> None:
+    """It says that it is idle, and for how long it has been there."""
+    await each.announce(host="h", pid=1, slots=2, free=2, age_ms=age_ms)
+
+
+async def test_of_idle_replicas_the_oldest_gets_a_job(queue: JobQueue, cell: Cell) -> None:
+    old, new = replica(cell, "old"), replica(cell, "new")
+    await aged(new, age_ms=1000)
+    await aged(old, age_ms=9000)
+    job = await submit(queue)
+    assert await got(new, room()) is None
+    assert await got(old, room()) == job.id
+
+
+async def test_each_older_idle_replica_is_left_one_job(queue: JobQueue, cell: Cell) -> None:
+    old, middle, new = (replica(cell, name) for name in ("old", "middle", "new"))
+    for each, age_ms in ((old, 9000), (middle, 5000), (new, 1000)):
+        await aged(each, age_ms)
+    first, second, third = [await submit(queue) for _ in range(3)]
+    # What is left over is for the newest, whoever asks first.
+    assert await got(new, room()) == third.id
+    assert await got(middle, room()) == second.id
+    assert await got(old, room()) == first.id
+
+
+async def test_a_job_is_left_to_an_older_replica_for_a_moment_only(
+    queue: JobQueue, cell: Cell
+) -> None:
+    old, new = replica(cell, "old"), replica(cell, "new")
+    await aged(old, age_ms=9000)
+    await aged(new, age_ms=1000)
+    job = await submit(queue)
+    assert await got(new, room()) is None
+    # The older one died without a word.
+    await queued_long_ago(cell, job)
+    assert await got(new, room()) == job.id
+
+
+async def test_an_older_replica_that_is_busy_is_not_waited_for(queue: JobQueue, cell: Cell) -> None:
+    old, new = replica(cell, "old"), replica(cell, "new")
+    await aged(old, age_ms=9000)
+    await aged(new, age_ms=1000)
+    await submit(queue)
+    await leased(old)
+    job = await submit(queue)
+    assert await got(new, room()) == job.id
+
+
+async def test_a_replica_goes_on_with_what_it_has_in_memory_though_an_older_one_is_idle(
+    queue: JobQueue, cell: Cell
+) -> None:
+    old, new = replica(cell, "old"), replica(cell, "new")
+    job = await submit(queue)
+    await new.give_back(await leased(new), holding=True)
+    await aged(old, age_ms=9000)
+    await aged(new, age_ms=1000)
+    await just_queued(cell, job)
+    assert await got(new, room()) == job.id
+
+
 # Alone.
 
 

@@ -22,9 +22,11 @@
 -- <cell>:answer:<user>:<key>  string  what was answered then
 -- <cell>:pools                set     pools that ever had a job
 -- <cell>:queued:<pool>        zset    queued job ids by seq: who waits, and who has waited longest
--- <cell>:line:<pool>:<class>:<user>:<order> zset "<seq> <created> <total> <left> <id>" of a user's jobs of
---                                     a class that wait, by an order of _rank.lua, whose score is fixed
---                                     while they wait; equal scores go by seq
+-- <cell>:line:<pool>:<class>:<user>:<order> zset "<seq> <created> <total> <left> <attempts> <rows> <shape>
+--                                     <id>" of a user's jobs of a class that wait, by an order of _rank.lua,
+--                                     whose score is fixed while they wait; equal scores go by seq
+-- <cell>:heads:<pool>:<class>:<user> string what a lease found at the heads of these lines, a line of text
+--                                     each; gone as soon as a job comes there or goes
 -- <cell>:counters:<pool>:<class> zset users by what they were leased over their weight (ms): _fair.lua
 -- <cell>:floors:<pool>:<class> zset  the same users by what their counter was lifted to last
 -- <cell>:ready:<pool>:<class> zset    those of them who have a job that waits and may be leased

@@ -4,23 +4,30 @@
 -- tenants however long the queue is. A user who runs as many jobs as the tier allows is parked: out
 -- of every ready set until one of them ends.
 
--- All that the rank of a job that waits needs; none of it changes while it does. But for seq they are
--- texts: what is formatted once need not be again. So it is with every number here that is given to Redis: as a
--- number it would be written with 17 digits, which takes three times as long.
-local function place_text(seq, created, total, left, id)
-  return string.sub('00000000000', #seq) .. seq .. ' ' .. created .. ' ' .. total .. ' ' .. left .. ' ' .. id
+-- What the rank of a job that waits needs, and whether it can run beside others; none of it changes while
+-- it waits. All are texts: what is formatted once need not be again. So it is with every number here that is
+-- given to Redis: as a number it would be written with 17 digits, which takes three times as long.
+local function place_text(seq, created, total, left, attempts, rows, shape, id)
+  return string.sub('00000000000', #seq) .. seq .. ' ' .. created .. ' ' .. total .. ' ' .. left .. ' '
+    .. attempts .. ' ' .. rows .. ' ' .. shape .. ' ' .. id
 end
 
 -- All of it is left until a checkpoint saves some.
 local function place_of(id)
-  local seq, created, total, left, user, class = unpack(redis.call('HMGET', key('job', id), 'seq',
-    'created_ms', 'est_device_ms', 'left_device_ms', 'user', 'class'))
+  local seq, created, total, left, attempts, rows, shape, user, class = unpack(redis.call('HMGET',
+    key('job', id), 'seq', 'created_ms', 'est_device_ms', 'left_device_ms', 'attempts', 'rows', 'shape',
+    'user', 'class'))
   left = left or total
-  return place_text(seq, created, total, left, id), left, user, class, total
+  return place_text(seq, created, total, left, attempts or '0', rows, shape, id), left, user, class, total,
+    seq, created
 end
 
 local function line(pool, class, user, order)
   return key('line', pool, class, user, order)
+end
+
+local function heads_key(pool, class, user)
+  return key('heads', pool, class, user)
 end
 
 -- The weight of a user's tier, and how many jobs it may run at once, or nothing. A tier that is no
@@ -135,16 +142,18 @@ local function add_saved(pool, class, sign, total, left)
 end
 
 -- Into the user's lines.
-local function enqueue_new(id, pool, seq, created, total, left, user, class, now)
+local function enqueue_new(id, pool, place, seq, created, total, left, user, class, now)
   redis.call('ZADD', key('queued', pool), seq, id)
-  local place = place_text(seq, created, total, left, id)
   local scores = order_scores(tonumber(created), tonumber(total), tonumber(left))
-  for i, order in ipairs(ORDERS) do
-    redis.call('ZADD', line(pool, class, user, order.name), string.format('%d', scores[i]), place)
+  local lines = key('line', pool, class, user) .. ':'
+  for i = 1, #ORDERS do
+    redis.call('ZADD', lines .. ORDERS[i].name, string.format('%d', scores[i]), place)
   end
   add_to_backlog(pool, class, '1', left)
   if redis.call('HINCRBY', key('user', user, 'lines'), pool .. ' ' .. class, '1') == 1 then
     make_ready(pool, class, user)
+  else
+    redis.call('DEL', heads_key(pool, class, user))
   end
   redis.call('PUBLISH', key('wake', pool),
     now .. ' ' .. created .. ' ' .. total .. ' ' .. left .. ' ' .. SEATS[class])
@@ -152,11 +161,9 @@ end
 
 -- Back into them.
 local function enqueue(id, pool)
-  local seq, created, total, left, user, class = unpack(redis.call('HMGET', key('job', id), 'seq',
-    'created_ms', 'est_device_ms', 'left_device_ms', 'user', 'class'))
-  left = left or total
+  local place, left, user, class, total, seq, created = place_of(id)
   add_saved(pool, class, 1, total, left)
-  enqueue_new(id, pool, seq, created, total, left, user, class, string.format('%d', now_ms()))
+  enqueue_new(id, pool, place, seq, created, total, left, user, class, string.format('%d', now_ms()))
 end
 
 -- Out of them. Whoever found it there knows its place; for anyone else place_of does.
@@ -165,6 +172,7 @@ local function take_out(id, pool, place, left, user, class, total)
   for _, order in ipairs(ORDERS) do
     redis.call('ZREM', line(pool, class, user, order.name), place)
   end
+  redis.call('DEL', heads_key(pool, class, user))
   add_to_backlog(pool, class, '-1', '-' .. left)
   add_saved(pool, class, -1, total, left)
   if redis.call('HINCRBY', key('user', user, 'lines'), pool .. ' ' .. class, '-1') == 0 then

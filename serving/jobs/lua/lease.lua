@@ -15,8 +15,12 @@
 -- nobody with it if it is the reason. The first busy replica with a free slot at which its turn comes
 -- empties for it, and asks for no other while it runs it.
 -- For HOLD_MS after it was queued, a job is left to an idle replica if there is one (unless it
--- costs this one next to nothing), and to the one that still has its latents in memory.
-local HOLD_MS, RUNNING, EMPTYING_MS = 500, 64, 10000
+-- costs this one next to nothing), and to the one that still has its latents in memory. Of idle ones the
+-- oldest goes first, one job to each: scaling down removes the newest, which should have nothing to lose.
+local HOLD_MS, RUNNING, OLDER, EMPTYING_MS = 500, 64, 64, 10000
+-- Else Lua now and then sweeps all its memory within one or two leases, which take milliseconds more. At this it
+-- does a fifth as much at a time, the least it can, and its memory grows from one megabyte to a few.
+collectgarbage('setstepmul', 40)
 local pool, replica, lease_ms, token = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local attempts_max, room = tonumber(ARGV[5]), cjson.decode(ARGV[7])
 
@@ -44,7 +48,6 @@ local function waiting(class)
     local job = next_waiting()
     if job then
       job.alone = job.attempts > 0 and job.attempts + 1 >= attempts_max
-      job.fresh = now - job.queued_ms < HOLD_MS
     end
     return job
   end
@@ -82,6 +85,18 @@ local function another_is_idle()
   return n > (is_idle(replica) and 1 or 0)
 end
 
+-- How many replicas are idle that are older than this one; of the oldest OLDER.
+local function older_idle()
+  local n = 0
+  for _, other in ipairs(redis.call('ZRANGE', key('replicas', pool), 0, OLDER - 1)) do
+    if other == replica then
+      break
+    end
+    n = n + (is_idle(other) and 1 or 0)
+  end
+  return n
+end
+
 -- 'cheap' or 'dear' if the job would be run at once among these runs. One that has no steps left is
 -- soon out of the way.
 local function joins(job, runs)
@@ -103,15 +118,25 @@ local function joins(job, runs)
   return (not lead or goes_first(job, lead)) and 'dear'
 end
 
+local for_older
+-- Only here is a waiting job's hash read: few of those that are looked at come as far.
 local function left_to_another(job, runs, how)
-  if not job.fresh then
+  local queued_ms
+  queued_ms, job.holder, job.spent_ms, job.step =
+    unpack(redis.call('HMGET', key('job', job.id), 'queued_ms', 'holder', 'spent_ms', 'checkpoint_step'))
+  if now - (tonumber(queued_ms) or job.contender[1]) >= HOLD_MS then
     return false
   end
   local held = job.holder and job.holder ~= '' and job.holder ~= replica
-  if #runs == 0 then
-    return held and is_idle(job.holder)
+  if #runs > 0 then
+    return held or (how ~= 'cheap' and another_is_idle())
+  elseif held then
+    return is_idle(job.holder)
+  elseif job.holder == replica then
+    return false
   end
-  return held or (how ~= 'cheap' and another_is_idle())
+  for_older = (for_older or older_idle()) - 1
+  return for_older >= 0
 end
 
 local function empties_here()

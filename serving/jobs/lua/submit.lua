@@ -155,7 +155,8 @@ redis.call('ZADD', key('user', user, 'jobs'), seq, id)
 if queued == 0 then
   redis.call('SADD', key('pools'), pool)
 end
-enqueue_new(id, pool, seq, now_text, est, est, user, class, now_text)
+enqueue_new(id, pool, place_text(seq, now_text, est, est, '0', rows, shape, id), seq, now_text, est, est, user,
+  class, now_text)
 if remembered then
   redis.call('SET', remembered, body .. ' ' .. id, 'PX', idempotent_ms)
 end
