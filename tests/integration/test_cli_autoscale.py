@@ -22,7 +22,7 @@ from tests.api import ADMIN, running_ingress
 from tests.decisions import decision
 from tests.scripted import reelserve
 
-SCALED = "scaled-wan"
+SCALED, FIXED = "scaled-wan", "fixed-wan"
 
 
 @pytest.fixture
@@ -32,15 +32,16 @@ def ingress(
     """Of two models: one that is scaled, and one that always has a replica. Redis is empty."""
     BlockingRedis.from_url(redis_server.url).flushall()
     entry = demo_model.model_dump(mode="json", exclude={"aliases"}, exclude_unset=True)
-    entry |= {"id": SCALED, "scaling": {"max_replicas": 4, "buffer": 1}}
     (tmp_path / "catalog").mkdir()
-    (tmp_path / "catalog" / f"{SCALED}.yaml").write_text(yaml.safe_dump(entry))
+    for name, scaling in ((SCALED, {"max_replicas": 4, "buffer": 1}), (FIXED, None)):
+        file = tmp_path / "catalog" / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({**entry, "id": name, "scaling": scaling}))
     settings = StackSettings(
         redis_url=SecretStr(redis_server.url),
         data_dir=tmp_path,
         admin_key=SecretStr(ADMIN),
         catalog_dirs=[tmp_path / "catalog"],
-        models=[SCALED, "demo-wan"],
+        models=[SCALED, FIXED],
     )
     with running_ingress(settings) as url:
         monkeypatch.setenv("REELSERVE_URL", url)
@@ -66,7 +67,7 @@ def decide(redis_server: RedisServer, ingress: str) -> Any:
 def test_a_decision_is_explained_from_its_sample_to_its_bound(decide: Any) -> None:
     before = reelserve("autoscale", "explain")
     assert f"{SCALED}: no decision yet" in before.stdout
-    assert "demo-wan: autoscaling is off" in before.stdout
+    assert f"{FIXED}: autoscaling is off" in before.stdout
     decide(target=2, bound="budget", why="the budget of all pools gives 2")
     said = reelserve("autoscale", "explain", SCALED)
     assert said.exit_code == 0, said.output

@@ -157,7 +157,9 @@ class Everything:
             replica = Leases(self.cell, MODEL, f"r_{state}")
             start_ms = None if state is ReplicaStatus.STARTING else 20_000
             about: dict[str, Any] = {"host": "host_1", "pid": 7, "slots": 2, "free": 1}
-            await replica.announce(age_ms=0, state=state, start_ms=start_ms, **about)
+            # The one that leases is the oldest, so it leaves nothing to the idle one.
+            age_ms = 1000 if state is ReplicaStatus.BUSY else 0
+            await replica.announce(age_ms=age_ms, state=state, start_ms=start_ms, **about)
         broken = Leases(self.cell, MODEL, "r_broken")
         await broken.announce(age_ms=0, state=ReplicaStatus.STARTING, **about)
         await broken.start_failed("OSError")
