@@ -16,7 +16,8 @@ if state == 'starting' then
   return 1
 end
 redis.call('ZREM', key('starting', pool), replica)
-redis.call('ZADD', key('replicas', pool), started, replica)
+-- As it was said first: their order, by which leases go, does not change by how long a word takes.
+redis.call('ZADD', key('replicas', pool), 'NX', started, replica)
 if start_ms ~= '' and redis.call('HSETNX', mine, 'ready', 1) == 1 then
   redis.call('HINCRBY', key('starts', pool), 'ready', 1)
   redis.call('HDEL', key('starts', pool), 'failures', 'failed_ms', 'error')
