@@ -1,7 +1,8 @@
 """A whole stack that is scaled by a real Prometheus: up from one and from none, and back.
 
-Two pools of the demo model share three (logical) GPUs: ``steady`` always has a replica, ``rare`` has
-none when it has nothing to do. A third, ``broken``, has no weights until somebody puts them there.
+Two pools of the demo model share three (logical) GPUs: ``steady`` always has a replica, ``rare``
+has none when it has nothing to do. A third, ``broken``, has no weights until somebody puts them
+there.
 """
 
 from __future__ import annotations
