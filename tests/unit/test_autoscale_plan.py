@@ -46,8 +46,8 @@ def test_a_pool_has_its_knobs_objectives_resources_and_price(stack: StackSetting
     assert pool.name == "demo-wan"
     assert pool.scaling == Scaling(max_replicas=3)
     assert list(pool.objectives_s.items()) == [
-        ("burst", 30),
-        ("standard", 180),
+        ("burst", 5),
+        ("standard", 20),
         ("relaxed", RELAXED_S),
     ]
     assert (pool.gpus, pool.cpus) == (0, 1)
