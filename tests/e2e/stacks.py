@@ -107,7 +107,11 @@ def up(
     port: int = 0,
     options: Sequence[str] = (),
 ) -> Iterator[Stack]:
-    """``reelserve up``, on a free port unless one is given. Stopped at the end, if not before."""
+    """``reelserve up``, on a free port unless one is given. Stopped at the end, if not before.
+
+    With as many replicas as the catalog says, unless ``env`` says otherwise: what starts for a crowd
+    of one test would take the cores of the next.
+    """
     arguments = ["--port", str(port), "--data-dir", str(data_dir), "--json", *options]
     log = data_dir.parent / f"{data_dir.name}.log"
     with log.open("a") as stderr:
@@ -117,7 +121,7 @@ def up(
             stderr=stderr,
             text=True,
             cwd=cwd,
-            env={**clean_env(), **(env or {})},
+            env={**clean_env(), "REELSERVE_AUTOSCALE_ENABLED": "false", **(env or {})},
             preexec_fn=_usual_limits,
         )
     try:

@@ -121,6 +121,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Itera
     port = free_port()
     with prometheus(folder / "prometheus", {"ingress": [f"127.0.0.1:{port}"]}) as server:
         env = {
+            "REELSERVE_AUTOSCALE_ENABLED": "true",
             "REELSERVE_CATALOG_DIRS": f'["{catalog}"]',
             "REELSERVE_MODELS_DIR": str(models),
             "REELSERVE_MODELS": '["steady", "rare", "broken"]',
