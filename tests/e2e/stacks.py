@@ -109,8 +109,8 @@ def up(
 ) -> Iterator[Stack]:
     """``reelserve up``, on a free port unless one is given. Stopped at the end, if not before.
 
-    With as many replicas as the catalog says, unless ``env`` says otherwise: what starts for a crowd
-    of one test would take the cores of the next.
+    With as many replicas as the catalog says, unless ``env`` says otherwise: what starts for the
+    crowd of one test would take the cores of the next.
     """
     arguments = ["--port", str(port), "--data-dir", str(data_dir), "--json", *options]
     log = data_dir.parent / f"{data_dir.name}.log"
