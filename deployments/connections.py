@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from autoscale.settings import AutoscaleSettings
 from deployments.housekeeping import keep_house
+from deployments.patience import end
 from deployments.payments import open_shop
 from deployments.settings import StackSettings
 from quota.packs import PackFile
@@ -29,12 +29,9 @@ from serving.media import ArtifactStore, open_store
 from serving.plan.errors import ConfigError
 from serving.tracing import NO_TRACER, Tracer
 
-log = logging.getLogger(__name__)
-
 REDIS_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 128
 """Of one process: a crowd waits for a connection rather than exhaust Redis's 10,000."""
-CANCEL_AGAIN_S = 1.0
 REDIS_RETRIES = 2
 """Scripts may be repeated with the same arguments, so the client may retry any of them."""
 
@@ -74,16 +71,6 @@ class Backends:
 def open_backends(settings: StackSettings, tracer: Tracer) -> Backends:
     redis = open_redis(settings)
     return Backends(redis, Cell(redis), open_store(settings.store_url), tracer)
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    """Cancel it until it has ended: a client library may swallow a cancellation that comes at the
-    moment when what it waits for is there, and nobody would wait for the second one."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
-    if not task.cancelled() and (error := task.exception()):
-        log.error("housekeeping ended: %s", error)
 
 
 @asynccontextmanager
@@ -126,7 +113,7 @@ async def open_services(
             tracer=backends.tracer,
         )
     finally:
-        await _end(housekeeping)
+        await end(housekeeping)
         if provider is not None:
             await provider.aclose()
         await backends.close()

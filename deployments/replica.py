@@ -13,6 +13,7 @@ from deployments.actor import actor_id
 from deployments.connections import open_backends
 from deployments.engine_metrics import EngineMetrics
 from deployments.logs import set_up_logs
+from deployments.patience import end
 from deployments.settings import StackSettings
 from deployments.starting import process_age_s, starting
 from deployments.tracing import open_tracer
@@ -71,7 +72,5 @@ class ModelReplica:
         if not hasattr(self, "_worker"):
             return
         await self._worker.drain(drain_s(self._model, [self._worker.costs]))
-        for task in (self._task, self._publishing):
-            task.cancel()
-        await asyncio.gather(self._task, self._publishing, return_exceptions=True)
+        await end(self._task, self._publishing)
         await self._backends.close()
