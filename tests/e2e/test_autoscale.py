@@ -107,6 +107,7 @@ class Cluster:
 
 
 READY = ("idle", "busy")
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

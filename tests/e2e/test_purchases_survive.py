@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from tests.e2e.stacks import REELSERVE, Stack, gone, up, wait_for
 
@@ -124,6 +125,7 @@ def purchases(postings: list[dict[str, str]]) -> Counter[str]:
     )
 
 
+@pytest.mark.timeout(900)
 def test_no_purchase_and_no_clip_is_lost_when_everything_is_killed(tmp_path: Path) -> None:
     crowd = Crowd()
     with up(tmp_path / "data", env=ENV, options=OPTIONS) as stack:
