@@ -51,6 +51,7 @@ class Attempt:
         self._job = job = lease.job
         self._tracer = tracer
         self._step = step
+        self._drained_at: int | None = None
         self._rows_max = 0
         self._leased_ms = job.created_ms + lease.waited_ms
         self._began = time.monotonic()
@@ -87,12 +88,17 @@ class Attempt:
         self._stage.end(error=self._error)
         self._span.set({"outcome": self._outcome, "step": self._step})
         self._span.end(error=self._error)
-        log.info("%s after %.3f s", self._outcome, time.monotonic() - self._began)
+        ran_s = time.monotonic() - self._began
+        log.info("%s at step %d after %.3f s%s", self._outcome, self._step, ran_s, self._late)
         self._exit.close()
 
     def ended(self, outcome: Outcome, error: str = "") -> None:
         """``error``: its code. What comes last counts."""
         self._outcome, self._error = outcome, error
+
+    def drains(self, step: int) -> None:
+        """Its replica begins to drain, when it has made so many steps."""
+        self._drained_at = step
 
     def saw(self, event: Event) -> None:
         """The engine got this far with it, just now."""
@@ -114,6 +120,12 @@ class Attempt:
     def delivers(self) -> None:
         """Its frames are all there; what follows is to store them, and to record it."""
         self._next("deliver")
+
+    @property
+    def _late(self) -> str:
+        if self._drained_at is None:
+            return ""
+        return f", {self._step - self._drained_at} of its steps made in the drain"
 
     @property
     def _denoises(self) -> bool:

@@ -125,6 +125,10 @@ class JobRun:
         """Names this attempt: the fence sets it apart from an earlier one still winding down."""
         return f"{self.job.id}/{self.job.fence}"
 
+    def drains(self, step: int) -> None:
+        """The replica leaves, and has asked the engine to give the job back at this step."""
+        self._attempt.drains(step)
+
     def receive(self, event: Event) -> None:
         self._attempt.saw(event)
         self._events.put_nowait(event)

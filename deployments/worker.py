@@ -86,7 +86,6 @@ class Worker:
         self._runs: dict[str, JobRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_engine = 0
-        self._leasing = True
         self._born = time.monotonic() - (start_s or 0.0)
         self._start_ms = None if start_s is None else round(1000 * start_s)
         self._retired = False
@@ -128,14 +127,19 @@ class Worker:
     async def drain(self, timeout_s: float) -> None:
         """Stop leasing, and say so; hand every job in the engine back, let deliveries finish."""
         deadline = self._loop.time() + timeout_s
-        self._leasing = False
+        was_alive = self._engine.alive
+        steps = self._engine.stop()
         self._wake.set()
         self._announce_now.set()
-        # A lease under way may still bring a job, which must be handed back as well.
+        log.info("drains, with %d jobs in the engine", len(steps))
+        for run_id, step in steps.items():
+            if run := self._runs.get(run_id):
+                run.drains(step)
+        # A lease under way may still bring a job, which the engine refuses: it goes back as well.
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 await self._leasing_ended.wait()
-        if self._engine.alive:
+        if was_alive:
             await asyncio.to_thread(self._engine.close, max(0.0, deadline - self._loop.time()))
         else:
             self._give_up_on_the_engine()
@@ -157,7 +161,7 @@ class Worker:
                 task.cancel()
 
     async def _lease_forever(self) -> None:
-        while self._leasing:
+        while not self._engine.closing:
             await self._lease_or_wait()
         self._leasing_ended.set()
 
@@ -266,7 +270,7 @@ class Worker:
                 slots=self._model.placement.slots,
                 free=max(0, self._free),
                 age_ms=int(1000 * (time.monotonic() - self._born)),
-                state=None if self._leasing else ReplicaStatus.DRAINING,
+                state=ReplicaStatus.DRAINING if self._engine.closing else None,
                 start_ms=self._start_ms,
             )
             self._start_ms = None

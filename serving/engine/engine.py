@@ -121,7 +121,7 @@ class Engine:
         """Take a clip in; it begins, or goes on, at the first step boundary that is its turn.
 
         ``contender`` decides its turn; its clock is ``time.monotonic()``, in ms. Runs without one
-        go first come, first served. Raises :class:`EngineClosed` after :meth:`close`.
+        go first come, first served. Raises :class:`EngineClosed` after :meth:`stop`.
         """
         contender = contender or Contender(_now_ms(), total_ms=0, remaining_ms=0)
         with self._changed:
@@ -153,14 +153,28 @@ class Engine:
                 run.leave = run.leave if run.leave is Leave.DROP else why
                 self._changed.notify_all()
 
-    def close(self, timeout_s: float) -> bool:
-        """Yield every run and end the threads; False if they did not end in time."""
-        deadline = time.monotonic() + timeout_s
+    @property
+    def closing(self) -> bool:
+        """Whether it takes no more runs."""
+        return self._closing
+
+    def stop(self) -> dict[str, int]:
+        """Yield every run, and take no other. The threads end once all have left.
+
+        Says how many steps each run had made by then. It ends the one that it is in, at most.
+        """
         with self._changed:
             self._closing = True
+            steps = {run.run_id: run.step for run in self._runs.values()}
             for run in self._runs.values():
                 run.leave = run.leave or Leave.YIELD
             self._changed.notify_all()
+        return steps
+
+    def close(self, timeout_s: float) -> bool:
+        """:meth:`stop`, and wait for the threads; False if they did not end in time."""
+        deadline = time.monotonic() + timeout_s
+        self.stop()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))

@@ -50,6 +50,14 @@ class Run:
     ids: context.Ids = field(default_factory=context.ids)
 
     @property
+    def step(self) -> int:
+        """How many steps are done, or saved by an earlier run. Any thread may ask."""
+        resume = self.resume  # read first: it goes once there is a state
+        if self.state is not None:
+            return self.state.step
+        return 0 if resume is None else resume.step
+
+    @property
     def steps_left(self) -> bool:
         return self.state is not None and not self.state.done
 

@@ -4,6 +4,8 @@ processes, the real demo pipeline."""
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import signal
 import sys
 import threading
@@ -19,7 +21,16 @@ from deployments.redis_server import RedisServer
 from deployments.settings import StackSettings
 from deployments.starting import starting
 from deployments.worker import Worker
-from serving.jobs import Cell, JobQueue, JobSettings, PoolState, ReplicaStatus, State, Upkeep
+from serving.jobs import (
+    Cell,
+    JobQueue,
+    JobSettings,
+    Leases,
+    PoolState,
+    ReplicaStatus,
+    State,
+    Upkeep,
+)
 from serving.media import ArtifactStore, open_store
 from serving.models.family import Denoising, Family
 from serving.models.load import load_family
@@ -182,17 +193,21 @@ async def test_a_cell_of_another_version_is_left_alone(
 
 
 class Hanging:
-    """The real family, whose steps do not come back until they are told to."""
+    """The real family. Steps that so many jobs share do not come back until they are told to."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, jobs: int = 1) -> None:
         self._family = family
+        self._jobs = jobs
+        self.hangs = threading.Event()
         self.let_go = threading.Event()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._family, name)
 
     def step(self, batch: Sequence[Denoising]) -> None:
-        self.let_go.wait()
+        if len(batch) >= self._jobs:
+            self.hangs.set()
+            self.let_go.wait()
         self._family.step(batch)
 
 
@@ -222,6 +237,7 @@ async def test_a_drained_replica_says_so_first_and_takes_nothing_more(
             return statuses(await state(queue)) == [ReplicaStatus.BUSY]
 
         await until(busy)
+        assert await asyncio.to_thread(hanging.hangs.wait, 60)
         draining = asyncio.create_task(worker.drain(30))
 
         async def said() -> bool:
@@ -238,6 +254,59 @@ async def test_a_drained_replica_says_so_first_and_takes_nothing_more(
     pool = await state(queue)
     assert (pool.replicas, pool.queued, pool.in_progress) == ([], 2, 0)
     assert (await queue.get(job.id, user="ann")).attempts == 0
+
+
+async def test_jobs_leave_after_the_step_that_the_drain_finds_them_in(
+    demo_model: Model,
+    family: Family,
+    cell: Cell,
+    queue: JobQueue,
+    store: ArtifactStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="deployments")
+    # Given two jobs amid a step that they share
+    hanging = Hanging(family, jobs=2)
+    placement, batch = Placement(slots=3), BatchPolicy(rows=4)
+    model = demo_model.model_copy(update={"placement": placement, "batch": batch})
+    async with running(model, hanging, cell, store) as worker:
+        jobs = [await submit(queue, steps=2000), await submit(queue, steps=2000)]
+        assert await asyncio.to_thread(hanging.hangs.wait, 60)
+        # And a Redis that is slow to say whether there is another
+        asked, answered = asyncio.Event(), asyncio.Event()
+
+        async def lease(*_: object) -> None:
+            asked.set()
+            await answered.wait()
+
+        monkeypatch.setattr(Leases, "lease", lease)
+        await asked.wait()
+        # When the replica drains
+        draining = asyncio.create_task(worker.drain(30))
+
+        async def said() -> bool:
+            return statuses(await state(queue)) == [ReplicaStatus.DRAINING]
+
+        await until(said)
+        hanging.let_go.set()
+
+        # Then both are handed back before it knows
+        async def handed_back() -> bool:
+            return (await state(queue)).queued == 2
+
+        await until(handed_back)
+        assert not draining.done()
+        answered.set()
+        await draining
+    # And neither has made another step, or will make one again
+    saved = [(await queue.get(job.id, user="ann")).checkpoint_step for job in jobs]
+    yielded = r"yielded at step (\d+) after .*, 1 of its steps made in the drain"
+    messages = [record.message for record in caplog.records]
+    assert "drains, with 2 jobs in the engine" in messages
+    left = filter(None, (re.fullmatch(yielded, message) for message in messages))
+    assert sorted(int(each[1]) for each in left) == sorted(saved)
+    assert (await state(queue)).steps == {}
 
 
 # What its engine did.

@@ -247,6 +247,26 @@ def test_a_run_yielded_before_its_turn_keeps_what_it_came_with(driver: Driver) -
     assert ends["resumed"] is snapshot.snapshot
 
 
+def test_runs_that_are_stopped_end_the_step_that_they_are_in_and_make_no_other(
+    drivers: Callable[..., Driver],
+) -> None:
+    driver = drivers(rows=4)
+    names = {"a", "b"}
+    for name in names:
+        driver.engine.submit(name, spec(steps=2000))
+    driver.engine.start()
+    while driver.next(Stepped).rows < 4:
+        pass
+    steps = driver.engine.stop()
+    with pytest.raises(EngineClosed):
+        driver.engine.submit("late", spec())
+    left = {event.run_id: event.snapshot for event in (driver.next(Yielded), driver.next(Yielded))}
+    assert steps.keys() == left.keys() == names
+    for name, snapshot in left.items():
+        assert snapshot is not None
+        assert snapshot.step - steps[name] in (0, 1)
+
+
 def test_a_dropped_run_leaves_without_a_trace(driver: Driver) -> None:
     driver.engine.submit("a", spec(steps=2000))
     driver.next(Stepped)
