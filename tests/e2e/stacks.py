@@ -82,6 +82,11 @@ class Stack:
             [sys.executable, "-c", REDEPLOY, self.ray_address], env=env, check=True, timeout=120
         )
 
+    def logged(self, deployment: str) -> list[dict[str, Any]]:
+        """Every line of every replica of a deployment, since it was started."""
+        files = (self.log_dir / "serve").glob(f"replica_reelserve_{deployment}_*.log*")
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
     def interrupt(self) -> int:
         """Ctrl-C; the exit code once it is down."""
         self.process.send_signal(signal.SIGINT)

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,22 @@ ROOT = Path(__file__).parents[2]
 ADMIN = "rsk_admin_of_this_test"
 GPUS = 3
 FLOORS = {"steady": 1, "rare": 0, "broken": 0}
+SLOTS = 2
 STEPS = 30
+LONG_STEPS = 600
+"""They take longer than a replica takes to start."""
 CHECKPOINT_STEPS = 5
 SERVE_GIVES_UP = 3
 """After so many failed starts Serve starts no other."""
 
 
 def write_pool(folder: Path, name: str, **scaling: Any) -> None:
-    """One at a time of the demo model's clips, on a GPU each. The objectives are short, so
+    """One or two at a time of the demo model's clips, on a GPU each. The objectives are short, so
     that a minute of work is a spike."""
     entry = yaml.safe_load((ROOT / "deployments/catalog/demo-wan.yaml").read_text())
     entry.update(id=name, aliases=[], description=name)
     entry["weights"] = {"path": f"{{models_dir}}/{'demo-wan' if name != 'broken' else name}"}
-    entry["placement"] = {"num_cpus": 1, "num_gpus": int(name != "broken"), "slots": 1}
+    entry["placement"] = {"num_cpus": 1, "num_gpus": int(name != "broken"), "slots": SLOTS}
     entry["checkpoint"] = {"every_s": 3600, "every_steps": CHECKPOINT_STEPS}
     entry["classes"] = {"burst": {"first_step_s": 2}, "standard": {"first_step_s": 4}}
     entry["scaling"] = {
@@ -51,6 +55,26 @@ def write_pool(folder: Path, name: str, **scaling: Any) -> None:
     new = folder / f"{name}.new"
     new.write_text(yaml.safe_dump(entry, sort_keys=False))
     new.replace(folder / f"{name}.yaml")
+
+
+SMALL = {"size": "128x128", "seconds": 1}
+"""Two of these clips share a forward. Of larger ones, each has its own."""
+LEASED = re.compile(r"leased after \d+ ms, at step (?P<step>\d+)")
+HANDED_BACK = re.compile(
+    r"yielded at step (?P<step>\d+) after \S+ s, (?P<late>-?\d+) of its steps made in the drain"
+)
+
+
+@dataclass(frozen=True)
+class HandBack:
+    """What was logged of a job that a replica handed back: it had made ``step`` steps, ``late`` of
+    them since the drain began, and went on ``from_step``."""
+
+    job_id: str
+    replica: str
+    step: int
+    late: int
+    from_step: int
 
 
 @dataclass
@@ -93,7 +117,7 @@ class Cluster:
     def all_complete_and_none_starts_over(self, name: str, videos: list[str]) -> None:
         """Every job at its first attempt; what a yield did not save is a step at most."""
         for video_id in videos:
-            video = wait_for(self.client, video_id, seconds=240)
+            video = wait_for(self.client, video_id, seconds=360)
             assert video["status"] == "completed", video
             assert video["attempts"] == 1
         counts = self.pool(name)["counts"]
@@ -101,6 +125,20 @@ class Cluster:
         assert counts.get("resumed", 0) == counts.get("yielded", 0)
         redone = self.metric("reelserve_steps_redone_total", name)
         assert redone <= counts.get("yielded", 0)
+
+    def handed_back(self, name: str, videos: list[str]) -> list[HandBack]:
+        """Those of these jobs, which have ended."""
+        logged, found = self.stack.logged(name), []
+        for video in videos:
+            story = [line for line in logged if line.get("job_id") == video]
+            story.sort(key=lambda line: line["fence"])
+            for line, after in pairwise(story):
+                if back := HANDED_BACK.fullmatch(line["message"]):
+                    then = LEASED.fullmatch(after["message"])
+                    assert then, after
+                    steps = int(back["step"]), int(back["late"]), int(then["step"])
+                    found.append(HandBack(video, line["replica"], *steps))
+        return found
 
     def at_rest(self) -> bool:
         return all(self.replicas(name) == floor for name, floor in FLOORS.items())
@@ -196,17 +234,17 @@ def test_a_pool_keeps_its_floor_when_the_budget_binds(cluster: Cluster) -> None:
 def test_busy_replicas_hand_their_jobs_back_and_without_prometheus_none_goes(
     cluster: Cluster,
 ) -> None:
-    # Given two replicas, both amid a long job
-    videos = cluster.crowd("steady", 4, steps=4 * STEPS)
+    # Given two replicas, both amid as many long jobs as they have slots
+    videos = cluster.crowd("steady", 2 * SLOTS, steps=LONG_STEPS, **SMALL)
     until(
-        lambda: [each["state"] for each in cluster.pool("steady")["replicas"]] == ["busy"] * 2,
-        tell=lambda: cluster.decision("steady"),
+        lambda: cluster.pool("steady")["in_progress"] == 2 * SLOTS,
+        tell=lambda: [cluster.pool("steady"), cluster.decision("steady")],
     )
     before = cluster.pool("steady")["counts"].get("yielded", 0)
     # When the operator allows only one
     write_pool(cluster.catalog, "steady", max_replicas=1)
-    # Then the one that goes hands its job back
-    until(lambda: cluster.pool("steady")["counts"].get("yielded", 0) > before)
+    # Then the one that goes hands its jobs back
+    until(lambda: cluster.pool("steady")["counts"].get("yielded", 0) >= before + SLOTS)
     until(lambda: cluster.replicas("steady") == 1)
     assert cluster.decision("steady")["target"] == 1
     # When there may be two again, and Prometheus dies once there are
@@ -215,8 +253,14 @@ def test_busy_replicas_hand_their_jobs_back_and_without_prometheus_none_goes(
     cluster.prometheus.kill()
     # Then the metric that an alert watches says so
     until(lambda: cluster.metric("reelserve_autoscale_holding", "steady") == 1)
-    # And what was done of the job that was handed back is not done again
+    # And of the jobs that were handed back no step is done again
     cluster.all_complete_and_none_starts_over("steady", videos)
+    handed_back = cluster.handed_back("steady", videos)
+    assert len({each.job_id for each in handed_back}) == len(handed_back) == SLOTS
+    assert len({each.replica for each in handed_back}) == 1
+    assert all(each.from_step == each.step > 0 for each in handed_back), handed_back
+    # And none was made in the drain but the one that it found each job in
+    assert all(each.late in (0, 1) for each in handed_back), handed_back
     # And the pool keeps its replicas, though it has nothing left to do
     for _ in range(20):
         decision = cluster.decision("steady")

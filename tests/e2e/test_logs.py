@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from tests.e2e.stacks import Stack, create, wait_for
-
-
-def logged(stack: Stack, deployment: str) -> list[dict[str, Any]]:
-    """Every line of every replica of a deployment, since it was started."""
-    files = (stack.log_dir / "serve").glob(f"replica_reelserve_{deployment}_*.log*")
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 def test_each_line_is_json_and_leads_from_the_request_to_the_job_and_its_attempt(
@@ -22,10 +13,10 @@ def test_each_line_is_json_and_leads_from_the_request_to_the_job_and_its_attempt
         video = create(client)
         assert wait_for(client, video)["status"] == "completed"
         (pool,) = client.get("/v1/status").json()["pools"].values()
-    (accepted,) = [line for line in logged(stack, "ingress") if line.get("job_id") == video]
+    (accepted,) = [line for line in stack.logged("ingress") if line.get("job_id") == video]
     assert (accepted["request_id"], accepted["role"]) == ("req_to_follow", "ingress")
     assert accepted["message"] == "accepted: demo-wan, standard"
-    about = [line for line in logged(stack, "demo-wan") if line.get("job_id") == video]
+    about = [line for line in stack.logged("demo-wan") if line.get("job_id") == video]
     assert [line["message"].split(" ")[0] for line in about] == ["leased", "completed"]
     for line in about:
         assert (line["model"], line["role"], line["attempt"]) == ("demo-wan", "replica", 1)
@@ -36,7 +27,7 @@ def test_each_line_is_json_and_leads_from_the_request_to_the_job_and_its_attempt
 
 def test_what_serve_says_is_json_too_and_no_message_is_a_line_of_ours(stack: Stack) -> None:
     for deployment in ("ingress", "demo-wan"):
-        lines = logged(stack, deployment)
+        lines = stack.logged(deployment)
         assert any("Started initializing replica" in line["message"] for line in lines)
         assert any(line.get("logger") == "ray.serve" for line in lines)
         assert not any(line["message"].startswith("{") for line in lines)
