@@ -75,6 +75,17 @@ class Wish:
     idempotency_s: int = 24 * 3600
     retry_window_s: float = 30
 
+    def arguments(self) -> tuple[str | int, ...]:
+        """As ``submit.lua`` takes them, but for the credits."""
+        return (
+            self.service_tier,
+            self.body_sha256,
+            self.idempotency_key or "",
+            1000 * self.idempotency_s,
+            "1" if self.retried else "",
+            round(1000 * self.retry_window_s),
+        )
+
 
 def may_pay(limits: Limits, wish: Wish) -> bool:
     """Whether the caller or the tier said that credits may pay beyond the allowance. They never do

@@ -82,9 +82,9 @@ class JobQueue:
         Raises a :class:`Refused` whose ``allowance`` is the user's :class:`Allowance`, or
         :class:`IdempotencyMismatch`.
         """
-        pays = price is not None and may_pay(limits, wish)
+        payable = price if may_pay(limits, wish) else None
         outcome, *answer = await self._cell.run(
-            "submit_paid" if pays else "submit",
+            "submit" if payable is None else "submit_paid",
             job_id,
             user,
             spec.model,
@@ -94,13 +94,8 @@ class JobQueue:
             max(1, est_device_ms),
             self._settings.queue_max,
             self._settings.retention_s * 1000,
-            wish.service_tier,
-            wish.body_sha256,
-            wish.idempotency_key or "",
-            1000 * wish.idempotency_s,
-            "1" if wish.retried else "",
-            round(1000 * wish.retry_window_s),
-            price if price is not None and pays else "",
+            *wish.arguments(),
+            "" if payable is None else payable,
             "" if wish.max_credits is None else wish.max_credits,
             *limits.arguments(),
             "1" if dry else "",
