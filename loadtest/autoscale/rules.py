@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -43,7 +44,7 @@ class FixedAtMax:
         return {pool.name: pool.scaling.max_replicas for pool in self.pools}
 
 
-class _Alone:
+class _Alone(ABC):
     """A rule for one pool at a time."""
 
     def __init__(self, pools: Sequence[Pool]) -> None:
@@ -64,8 +65,9 @@ class _Alone:
             targets[pool.name] = max(scaling.min_replicas, min(scaling.max_replicas, n))
         return targets
 
+    @abstractmethod
     def want(self, pool: Pool, sample: Sample, have: Replicas, now_s: float) -> int:
-        raise NotImplementedError
+        """How many replicas it should have, whatever its bounds."""
 
 
 class QueueLength(_Alone):
