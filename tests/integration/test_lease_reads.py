@@ -74,7 +74,8 @@ async def widened(queue: JobQueue, leases: Leases) -> None:
 
 async def whose_lines_are_read(cell: Cell, leases: Leases) -> tuple[str, list[str]]:
     """Who was leased a job, and of whom a line was read for it, once for each line."""
-    start, read = cell.key("line") + ":", []
+    start = cell.key("line") + ":"
+    read: list[str] = []
     async with cell.redis.monitor() as told:
         job = await leased(leases)
         await cell.redis.echo("that was all")
