@@ -4,6 +4,7 @@ happened before."""
 from __future__ import annotations
 
 import json
+import struct
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,11 +28,19 @@ for _, name in ipairs(redis.call('KEYS', '*')) do
   if READ[kind] then  -- the ledger's stream and its lists are for quota.verify
     local command, first, last, how = unpack(READ[kind])
     local value = how and redis.call(command, name, first, last, how) or redis.call(command, name)
+    if string.find(name, ':heads:', 1, true) then  -- these are not text
+      value = string.gsub(value, '.', function(one)
+        return string.format('%02x', string.byte(one))
+      end)
+    end
     found[#found + 1] = {name, kind, value}
   end
 end
 return cjson.encode(found)"""
 """As JSON, which the client is given in one piece: it reads Redis's own protocol much slower."""
+
+HEAD = struct.Struct("<dddH")
+"""Before each place that a lease keeps: created, total and left (ms), and how long the place is."""
 
 LASTING = {
     *("schema", "seq", "fence", "seen", "ahead", "tiers", "pools", "parked"),
@@ -202,13 +211,27 @@ def _place(job_id: str, job: Mapping[str, str]) -> str:
 
 def _kept_heads(state: QueueState) -> Iterator[str]:
     """What leases keep of the lines is what is at their heads."""
-    for name, kept in state.strings.items():
+    for name, in_hex in state.strings.items():
         if name.startswith("heads:"):
             of = name.removeprefix("heads:")
             lines = [state.zsets.get(f"line:{of}:{order.name}", {}) for order in ORDERS]
             heads = [min(line, key=lambda each: (line[each], each)) for line in lines if line]
-            if kept.split("\n") != list(dict.fromkeys(heads)):
+            kept = list(_heads(bytes.fromhex(in_hex)))
+            if kept != [(*_numbers(head), head) for head in dict.fromkeys(heads)]:
                 yield f"{name} is {kept}, at the heads are {heads}"
+
+
+def _heads(kept: bytes) -> Iterator[tuple[float, float, float, str]]:
+    """Of each job what its rank needs, and its place."""
+    while kept:
+        created_ms, total_ms, left_ms, length = HEAD.unpack_from(kept)
+        end = HEAD.size + length
+        yield created_ms, total_ms, left_ms, kept[HEAD.size : end].decode()
+        kept = kept[end:]
+
+
+def _numbers(place: str) -> tuple[float, ...]:
+    return tuple(map(float, place.split(" ")[1:4]))
 
 
 def _who_may_be_leased(

@@ -21,7 +21,7 @@ from serving.plan.errors import ConfigError, GenerationError, ServiceUnavailable
 log = logging.getLogger(__name__)
 
 CELL = "{reelserve}"
-SCHEMA = "5"
+SCHEMA = "6"
 """Version of the keys and scripts. A change that old processes cannot live with raises it."""
 
 REFUSALS = re.compile(r"(^|-)(OOM|MISCONF|READONLY|LOADING|BUSY|NOREPLICAS|MASTERDOWN) ")

@@ -72,24 +72,46 @@ async def widened(queue: JobQueue, leases: Leases) -> None:
     await leases.complete(await leased(leases), {})
 
 
-async def test_the_lines_of_many_tenants_are_read_once(
-    cell: Cell, leases: Leases, redis: Redis
+async def whose_lines_are_read(cell: Cell, leases: Leases) -> tuple[str, list[str]]:
+    """Who was leased a job, and of whom a line was read for it, once for each line."""
+    start = cell.key("line") + ":"
+    read: list[str] = []
+    async with cell.redis.monitor() as told:
+        job = await leased(leases)
+        await cell.redis.echo("that was all")
+        async for each in told.listen():
+            name, *words = each["command"].split(" ")
+            if name == "ECHO":
+                return job.user, sorted(read)
+            if name == "ZRANGE" and words[0].startswith(start):
+                read.append(words[0].split(":")[-2])
+    raise AssertionError("Redis told of no end")
+
+
+async def test_the_lines_of_many_tenants_are_read_once(cell: Cell, leases: Leases) -> None:
+    queue = JobQueue(cell)
+    await widened(queue, leases)
+    users = [f"user{n:02}" for n in range(MANY)]
+    await everyone(queue, users)
+    # A second one of each, which ranks behind the first of all however long the calls took.
+    for user in users:
+        await submit(queue, user=user, est_device_ms=50_000)
+    # Both lines of each; then those of whoever was leased a job before, and nobody else's.
+    assert await whose_lines_are_read(cell, leases) == (users[0], sorted(2 * users))
+    assert await whose_lines_are_read(cell, leases) == (users[1], 2 * users[:1])
+    assert await whose_lines_are_read(cell, leases) == (users[2], 2 * users[1:2])
+    check(await read_state(cell.redis))
+
+
+async def test_the_lines_of_a_tenant_of_whom_nothing_waits_any_more_are_not_read(
+    cell: Cell, leases: Leases
 ) -> None:
     queue = JobQueue(cell)
     await widened(queue, leases)
-    users = [f"user{n}" for n in range(MANY)]
-    for _ in range(2):
-        await everyone(queue, users)
-    idle = Room()
-    first, (lines,) = await counted(redis, leases, idle, "zrange")
-    second, (again,) = await counted(redis, leases, idle, "zrange")
-    third, (as_before,) = await counted(redis, leases, idle, "zrange")
-    # Both lines of each; then those of whoever was leased a job before, and nobody else's.
-    assert lines - again == 2 * (MANY - 1)
-    # Another tenant among those that are looked at may have been read before, or not.
-    assert abs(as_before - again) <= 2
-    assert len({first, second, third}) == 3
-    check(await read_state(redis))
+    users = [f"user{n:02}" for n in range(MANY + 1)]
+    await everyone(queue, users)
+    assert await whose_lines_are_read(cell, leases) == (users[0], sorted(2 * users))
+    assert await whose_lines_are_read(cell, leases) == (users[1], [])
 
 
 async def test_a_job_that_comes_or_goes_counts_at_the_next_lease(

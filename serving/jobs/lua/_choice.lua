@@ -1,7 +1,9 @@
 -- Prepended to the scripts that choose a job, or say which would be chosen.
 local HEADS = 32
 local OVERDUE = 1e15
-local SEQ_DIGITS = 12
+-- What a lease wants of each place at the head of a line: created, total and left (ms), and how long the place is,
+-- which comes behind. They are for struct: text would have to be matched, and tonumber reads it twice.
+local HEAD = '<dddI2'
 
 -- The classes of this pool some of whose tenants may be leased a job.
 local function waiting_classes(pool)
@@ -12,22 +14,20 @@ local function waiting_classes(pool)
   return waiting
 end
 
--- Tenants one of whom goes first: users and their counters, those with the lowest, within a window. The
--- first of them is overdue when too much went to the others: then it is the only one.
+-- Tenants one of whom goes first: those with the lowest counters, within a window. Of the counters only the
+-- least is read, since Redis writes each with 17 digits; it and what else is fair here comes with them. The first
+-- is overdue when too much went to the others: then it is the only one.
 local function candidates(pool, class)
-  local ready = redis.call('ZRANGE', key('ready', pool, class), 0, CANDIDATES - 1, 'WITHSCORES')
-  local width, passed =
-    unpack(redis.call('HMGET', key('fair', pool), class .. ':window', class .. ':passed'))
-  width = tonumber(width or 0)
-  local users, counters = {}, {}
-  for i = 1, #ready, 2 do
-    local counter = tonumber(ready[i + 1])
-    if i > 1 and counter > counters[1] + width then
-      break
-    end
-    users[#users + 1], counters[#counters + 1] = ready[i], counter
+  local ready = key('ready', pool, class)
+  local least = tonumber(redis.call('ZRANGE', ready, '0', '0', 'WITHSCORES')[2] or nil)
+  if not least then
+    return {}
   end
-  return users, counters, is_overdue(tonumber(passed or 0), width)
+  local reached, width, passed = unpack(redis.call('HMGET', key('fair', pool), class .. ':reached',
+    class .. ':window', class .. ':passed'))
+  local fair = {least = least, reached = tonumber(reached or 0), window = tonumber(width or 0),
+    passed = tonumber(passed or 0)}
+  return redis.call('ZRANGEBYSCORE', ready, '-inf', least + fair.window, 'LIMIT', '0', CANDIDATES), fair
 end
 
 -- A job as rank sees it, and more of its fields; nothing if there is none.
@@ -56,17 +56,18 @@ local function waiting_job(place, tenant, class, now)
     urgency = urgency(created_ms, total_ms, left_ms, now)}
 end
 
--- What is at the heads of a tenant's lines, a line of text for each place.
+-- What is at the heads of a tenant's lines: for each place a HEAD, and the place.
 local function heads_of(pool, class, user, most)
   local seen, heads = {}, {}
   for _, order in ipairs(ORDERS) do
-    for _, place in ipairs(redis.call('ZRANGE', line(pool, class, user, order.name), 0, most - 1)) do
+    for _, place in ipairs(redis.call('ZRANGE', line(pool, class, user, order.name), '0', most - 1)) do
       if not seen[place] then
-        seen[place], heads[#heads + 1] = true, place
+        local created, total, left = string.match(place, '^%d+ (%d+) (%d+) (%d+)')
+        seen[place], heads[#heads + 1] = true, struct.pack(HEAD, created, total, left, #place) .. place
       end
     end
   end
-  return table.concat(heads, '\n')
+  return table.concat(heads)
 end
 
 -- The same of each of these users. Where many wait, lease after lease looks at the same ones: what was found
@@ -96,26 +97,24 @@ end
 -- of CANDIDATES). Of each only its rank is worked out before its turn comes: all that a lease makes beside
 -- is garbage, whose collection other leases wait for.
 local function each_waiting(pool, class, now)
-  local users, counters, overdue = candidates(pool, class)
+  local users, fair = candidates(pool, class)
+  local overdue = fair and is_overdue(fair.passed, fair.window)
   local heads = all_heads(pool, class, users)
-  -- By number: the rank, whose, and where in the tenant's text. Patterns take a third of a lease, so they see
-  -- no more of it than they must: the seq has SEQ_DIGITS.
-  local ranks, owners, starts = {}, {}, {}
+  -- By number: the rank, whose, and where in the tenant's heads the place begins and ends.
+  local ranks, owners, starts, ends = {}, {}, {}, {}
   for i = 1, #users do
-    local start = 1
-    while start do
-      local created, total, left = string.match(heads[i], '^%d* (%d+) (%d+) (%d+)', start + SEQ_DIGITS)
-      local total_ms = tonumber(total)
-      local rank = urgency(tonumber(created), total_ms, left == total and total_ms or tonumber(left), now)
+    local text, at = heads[i], 1
+    while at <= #text do
+      local created_ms, total_ms, left_ms, length, start = struct.unpack(HEAD, text, at)
+      local rank = urgency(created_ms, total_ms, left_ms, now)
       local n = #ranks + 1
-      ranks[n], owners[n], starts[n] = i == 1 and overdue and rank - OVERDUE or rank, i, start
-      local line_end = string.find(heads[i], '\n', start, true)
-      start = line_end and line_end + 1
+      ranks[n], owners[n] = i == 1 and overdue and rank - OVERDUE or rank, i
+      starts[n], ends[n] = start, start + length - 1
+      at = start + length
     end
   end
   local function place_at(n)
-    local text, start = heads[owners[n]], starts[n]
-    return string.sub(text, start, (string.find(text, '\n', start, true) or 0) - 1)
+    return string.sub(heads[owners[n]], starts[n], ends[n])
   end
   return function()
     local first
@@ -130,7 +129,7 @@ local function each_waiting(pool, class, now)
       local i = owners[first]
       local place = place_at(first)
       ranks[first] = math.huge
-      local tenant = {user = users[i], counter = counters[i], least = counters[1], is_least = i == 1}
+      local tenant = {user = users[i], is_least = i == 1, fair = fair}
       return waiting_job(place, tenant, class, now)
     end
   end

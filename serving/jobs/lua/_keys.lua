@@ -25,8 +25,8 @@
 -- <cell>:line:<pool>:<class>:<user>:<order> zset "<seq> <created> <total> <left> <attempts> <rows> <shape>
 --                                     <id>" of a user's jobs of a class that wait, by an order of _rank.lua,
 --                                     whose score is fixed while they wait; equal scores go by seq
--- <cell>:heads:<pool>:<class>:<user> string what a lease found at the heads of these lines, a line of text
---                                     each; gone as soon as a job comes there or goes
+-- <cell>:heads:<pool>:<class>:<user> string what a lease found at the heads of these lines, each behind a HEAD
+--                                     (_choice.lua); gone as soon as a job comes there or goes
 -- <cell>:counters:<pool>:<class> zset users by what they were leased over their weight (ms): _fair.lua
 -- <cell>:floors:<pool>:<class> zset  the same users by what their counter was lifted to last
 -- <cell>:ready:<pool>:<class> zset    those of them who have a job that waits and may be leased
@@ -97,23 +97,25 @@ end
 -- Redis's clock, but for one thing: it never runs backwards. When Redis's is set back, ours goes on
 -- from where it was; it waits when Redis's is set forward again, and else runs a little slower until
 -- they agree (speak). So a lease ends when it should, and no day begins twice.
-local the_time
+local the_time, spoken_ms, ahead_ms
 local function now_ms()
   if the_time then
     return the_time
   end
   local time = redis.call('TIME')
   local said = redis.call('MGET', key('seen'), key('ahead'))
-  local seen, ahead = tonumber(said[1] or 0), tonumber(said[2] or 0)
-  local now = math.floor(time[1] * 1000 + time[2] / 1000 + ahead)
+  spoken_ms, ahead_ms = tonumber(said[1] or nil), tonumber(said[2] or 0)
+  local seen = spoken_ms or 0
+  local now = math.floor(time[1] * 1000 + time[2] / 1000 + ahead_ms)
   local back = 0
   if now < seen - SLOWER_MS then
     back = now - seen
-  elseif ahead > 0 and now - seen > SILENCE_MS then
-    back = math.min(ahead, now - seen)
+  elseif ahead_ms > 0 and now - seen > SILENCE_MS then
+    back = math.min(ahead_ms, now - seen)
   end
   if back ~= 0 then
-    redis.call('SET', key('ahead'), ahead - back)
+    ahead_ms = ahead_ms - back
+    redis.call('SET', key('ahead'), ahead_ms)
   end
   the_time = math.max(math.floor(now - back), seen)
   return the_time

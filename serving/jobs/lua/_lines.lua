@@ -36,16 +36,13 @@ local tiers_seen = {}
 local function tier_of(user)
   local seen = tiers_seen[user]
   if not seen then
-    local tiers = key('tiers')
-    local own, other = redis.call('HGET', key('user', user), 'tier'), redis.call('HGET', tiers, 'default')
-    seen = {1}
-    for _, tier in ipairs({own or '', other or ''}) do
-      local got = redis.call('HMGET', tiers, tier .. ':weight', tier .. ':running_jobs')
-      if got[1] then
-        seen = {tonumber(got[1]), tonumber(got[2] or nil)}
-        break
-      end
+    local tiers, own = key('tiers'), redis.call('HGET', key('user', user), 'tier') or ''
+    local weight, jobs, other =
+      unpack(redis.call('HMGET', tiers, own .. ':weight', own .. ':running_jobs', 'default'))
+    if not weight and other then
+      weight, jobs = unpack(redis.call('HMGET', tiers, other .. ':weight', other .. ':running_jobs'))
     end
+    seen = weight and {tonumber(weight), tonumber(jobs or nil)} or {1}
     tiers_seen[user] = seen
   end
   return seen[1], seen[2]
@@ -192,9 +189,7 @@ local function add_to_counter(pool, class, user, ms)
   local floor = ms < 0 and redis.call('ZSCORE', key('floors', pool, class), user)
   local counter = corrected(counter_of(pool, class, user) or 0, ms, tonumber(floor or nil))
   redis.call('ZADD', key('counters', pool, class), counter, user)
-  if redis.call('ZSCORE', key('ready', pool, class), user) then
-    redis.call('ZADD', key('ready', pool, class), counter, user)
-  end
+  redis.call('ZADD', key('ready', pool, class), 'XX', counter, user)
 end
 
 -- A job of this tenant and class was leased to run until its end: both are charged what that is
@@ -203,13 +198,12 @@ end
 local function charge(id, pool, class, tenant, left, waiting, credits, shares)
   local weight = tier_of(tenant.user)
   local after = after_lease(credits, waiting, class, left, shares)
-  local reached, width, passed = unpack(redis.call('HMGET', key('fair', pool), class .. ':reached',
-    class .. ':window', class .. ':passed'))
+  local fair = tenant.fair
   redis.call('HSET', key('fair', pool), 'burst:credit', after.burst, 'standard:credit',
     after.standard, 'relaxed:credit', after.relaxed,
-    class .. ':reached', math.max(tonumber(reached or 0), tenant.least),
-    class .. ':window', window(tonumber(width or 0), left, weight),
-    class .. ':passed', passed_over(tonumber(passed or 0), left, weight, tenant.is_least))
+    class .. ':reached', math.max(fair.reached, fair.least),
+    class .. ':window', window(fair.window, left, weight),
+    class .. ':passed', passed_over(fair.passed, left, weight, tenant.is_least))
   redis.call('HSET', key('user', tenant.user, 'running'), id, '')
   add_to_counter(pool, class, tenant.user, left / weight)
   park_or_wake(tenant.user)

@@ -98,13 +98,14 @@ end
 
 -- Whoever speaks leaves the time. Replicas and ingresses do so every second or two, so when nobody
 -- did for longer, Redis itself was away: that time does not count against any lease.
-local function speak(now)
-  local said = redis.call('MGET', key('seen'), key('ahead'))
-  local silence, ahead = now - tonumber(said[1] or now), tonumber(said[2] or 0)
-  redis.call('SET', key('seen'), now)
-  if ahead > 0 then
-    local slower = math.min(silence / 10, SLOWER_MS)
-    redis.call('SET', key('ahead'), math.max(0, ahead - slower))
+local function speak()
+  local now = now_ms()
+  local silence = now - (spoken_ms or now)
+  spoken_ms = now
+  redis.call('SET', key('seen'), string.format('%d', now))
+  if ahead_ms > 0 then
+    ahead_ms = math.max(0, ahead_ms - math.min(silence / 10, SLOWER_MS))
+    redis.call('SET', key('ahead'), ahead_ms)
   end
   if silence <= SILENCE_MS then
     return
@@ -118,9 +119,9 @@ end
 
 -- Take back the jobs of this pool whose lease ran out.
 local function reap(pool, attempts_max, lost_error)
-  local now = now_ms()
-  speak(now)
-  local lapsed = redis.call('ZRANGEBYSCORE', key('leased', pool), '-inf', now, 'LIMIT', 0, 100)
+  speak()
+  local lapsed =
+    redis.call('ZRANGEBYSCORE', key('leased', pool), '-inf', string.format('%d', now_ms()), 'LIMIT', '0', '100')
   for _, id in ipairs(lapsed) do
     lose(id, pool, attempts_max, lost_error)
   end

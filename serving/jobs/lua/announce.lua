@@ -6,7 +6,7 @@ local STARTUPS_KEPT = 16
 local pool, replica, ttl_ms, state, start_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local mine, now = key('replica', replica), now_ms()
 local started = now - tonumber(ARGV[4])
-speak(now)
+speak()
 redis.call('SADD', key('pools'), pool)
 redis.call('HSET', mine, 'id', replica, 'pool', pool, 'seen_ms', now, 'started_ms', started,
   'state', state, unpack(ARGV, 7))

@@ -31,7 +31,7 @@ for _, other in ipairs(answer.order) do
       break
     end
     before[#before + 1] = {id = job.id, service_class = other, user = job.tenant.user,
-      counter_ms = job.tenant.counter, urgency_ms = job.urgency, left_ms = job.contender[3]}
+      counter_ms = counter_of(pool, other, job.tenant.user), urgency_ms = job.urgency, left_ms = job.contender[3]}
   end
   if other == class then
     break

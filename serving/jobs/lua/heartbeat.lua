@@ -8,7 +8,7 @@ if state ~= 'in_progress' or held ~= fence then
   return 0
 end
 local now = now_ms()
-speak(now)
+speak()
 redis.call('HSET', key('job', id), 'phase', ARGV[5], 'step', ARGV[6], 'remaining_ms', ARGV[7],
   'spent_ms', ARGV[8])
 if not first and tonumber(ARGV[6]) > 0 then

@@ -122,8 +122,8 @@ local for_older
 -- Only here is a waiting job's hash read: few of those that are looked at come as far.
 local function left_to_another(job, runs, how)
   local queued_ms
-  queued_ms, job.holder, job.spent_ms, job.step =
-    unpack(redis.call('HMGET', key('job', job.id), 'queued_ms', 'holder', 'spent_ms', 'checkpoint_step'))
+  queued_ms, job.holder, job.spent_ms, job.step, job.started_ms = unpack(redis.call('HMGET', key('job', job.id),
+    'queued_ms', 'holder', 'spent_ms', 'checkpoint_step', 'started_ms'))
   if now - (tonumber(queued_ms) or job.contender[1]) >= HOLD_MS then
     return false
   end
@@ -227,12 +227,11 @@ local function hand_over(job, victim)
   redis.call('HSET', key('job', id), 'state', 'in_progress', 'replica', replica,
     'fence', fence, 'phase', 'encode', 'leased_ms', now_text, 'lease_until_ms', until_ms, 'holder', '',
     'seat', credits[class] > 0 and OWED_SEAT or SEATS[class], 'remaining_ms', left,
-    'step', job.step or 0, 'attempts', job.attempts + 1,
+    'step', job.step or '0', 'attempts', job.attempts + 1, 'started_ms', job.started_ms or now_text,
     'charged_ms', left + (job.spent_ms or 0), 'weight', weight)
-  redis.call('HSETNX', key('job', id), 'started_ms', now_text)
   redis.call('ZADD', key('leased', pool), until_ms, id)
   redis.call('SET', key('last_lease', replica),
-    table.concat({token, id, fence, victim}, ' '), 'EX', 3600)
+    table.concat({token, id, fence, victim}, ' '), 'EX', '3600')
   return {now, victim, redis.call('HGETALL', key('job', id))}
 end
 
