@@ -17,6 +17,9 @@
     │           └── InsufficientCredits   credits were to pay for it, and cannot
     ├── NotOffered                501  the operator has not set it up
     ├── ServiceUnavailable        503  a part we need is away; try again
+    │   ├── ModelServerLost           a model server is not reached, or the connection broke
+    │   ├── ModelServerBusy           a model server has no room for it now
+    │   └── ModelServerTimeout    504 a model server was given a time, and it has passed
     ├── GenerationError           ends a job as failed; never an HTTP error
     │   ├── ModelFailed           the model raised while it made this clip
     │   ├── OutOfMemory           the clip does not fit on the model's device
@@ -205,6 +208,25 @@ class ServiceUnavailable(ReelserveError):
     status = 503
     code = "service_unavailable"
     retryable = True
+
+
+class ModelServerLost(ServiceUnavailable):
+    """A model server is not reached, or the connection to it broke while it worked."""
+
+    code = "model_server_unreachable"
+
+
+class ModelServerBusy(ServiceUnavailable):
+    """A model server has as many requests as it takes."""
+
+    code = "model_server_overloaded"
+
+
+class ModelServerTimeout(ServiceUnavailable):
+    """A model server was given a time for this, and it has passed."""
+
+    status = 504
+    code = "model_server_timeout"
 
 
 class GenerationError(ReelserveError):
