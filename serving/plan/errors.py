@@ -13,6 +13,7 @@
     │       ├── RateLimited           too many submissions in a minute
     │       ├── QueueFull             the pool holds as many jobs as it may
     │       ├── TooManyQueued         this user has as many jobs waiting as the tier allows
+    │       ├── TooManyStreams        this user listens to as many at once as may be
     │       └── InsufficientQuota     the allowance is used up; waiting a little does not help
     │           └── InsufficientCredits   credits were to pay for it, and cannot
     ├── NotOffered                501  the operator has not set it up
@@ -164,6 +165,12 @@ class TooManyQueued(Refused):
     """The user's jobs that wait are as many as the tier allows."""
 
     code = "too_many_queued_jobs"
+
+
+class TooManyStreams(Refused):
+    """The user listens to as many clips as may be, while they are made."""
+
+    code = "too_many_streams"
 
 
 class InsufficientQuota(Refused):

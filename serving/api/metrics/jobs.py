@@ -17,7 +17,18 @@ from serving.plan.classes import CLASSES
 BY_CLASS = ["model", "class"]
 
 REFUSALS = (
-    *("rate", "own", "pool", "generations", "gpu", "priority", "credits", "max_credits", "debt"),
+    *(
+        "rate",
+        "own",
+        "streams",
+        "pool",
+        "generations",
+        "gpu",
+        "priority",
+        "credits",
+        "max_credits",
+        "debt",
+    ),
     "mismatch",
 )
 """Reasons that ``submit.lua`` has."""
