@@ -24,6 +24,7 @@ from serving.media.errors import EncodeError
 
 RATE_HZ = 24_000
 """Of every format, one channel: what players of OpenAI's ``pcm`` take it for."""
+CHANNELS = 1
 SAMPLE_BYTES = 2
 LOUDNESS_MIN, LOUDNESS_MAX = -70.0, -5.0
 """LUFS, as EBU R128 measures; what FFmpeg's ``loudnorm`` aims at."""

@@ -71,6 +71,7 @@ class TritonSpeaker:
         self._listing: TritonModel = server.model(voices)
         self._sample_rate_hz, self._speed_range = sample_rate_hz, speed_range
         self._patience_s = patience_s
+        self._checked = False
         self._voices: dict[str, Voice] = {}
         self._listed_s = -VOICES_S
 
@@ -86,9 +87,11 @@ class TritonSpeaker:
         """:class:`ConfigError` unless the server's models are of this kind."""
         await self._speech.check()
         await self._listing.check()
+        self._checked = True
 
     async def ready(self) -> bool:
-        """Whether it could speak now."""
+        if not self._checked:
+            await self.check()
         return await self._speech.ready()
 
     async def voices(self) -> Sequence[Voice]:

@@ -41,5 +41,10 @@ class Speaker(Protocol):
         retryable :class:`ServiceUnavailable` when its engine is away for longer than it bears.
         """
 
+    async def ready(self) -> bool:
+        """Whether it could speak now. A server that was never held to what the catalog says of it
+        is held to it first: :class:`ConfigError` with the differences, a retryable
+        :class:`ServiceUnavailable` while it is away."""
+
     def spoken_speed(self, speed: float) -> float:
         """The nearest speed it can speak at; the rest is time-stretching."""
