@@ -56,7 +56,9 @@ class Codec:
 
 CODECS: Mapping[AudioFormat, Codec] = {
     # No header with the length and the encoder's delay: it can only be written at the end.
-    AudioFormat.MP3: Codec("audio/mpeg", "mp3", "libmp3lame", 96_000, {"write_xing": "0"}),
+    AudioFormat.MP3: Codec(
+        "audio/mpeg", "mp3", "libmp3lame", 96_000, {"write_xing": "0", "id3v2_version": "0"}
+    ),
     # A page of Ogg is sent whole, and holds a second of sound unless told otherwise.
     AudioFormat.OPUS: Codec("audio/ogg", "ogg", "libopus", 48_000, {"page_duration": "100000"}),
     AudioFormat.AAC: Codec("audio/aac", "adts", "aac", 96_000),
