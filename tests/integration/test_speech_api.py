@@ -23,6 +23,8 @@ from redis.asyncio import Redis
 
 from deployments.redis_server import RedisServer
 from deployments.settings import StackSettings
+from loadtest.errors import LoadTestError
+from loadtest.speech import SENTENCE, measure, summarise
 from quota.ledger import EntryType, Kind
 from quota.redis_ledger import RedisLedger
 from quota.verify import verify
@@ -37,7 +39,7 @@ from tests.triton import triton
 
 pytestmark = pytest.mark.asyncio
 
-SENTENCE = "The quick brown fox jumps over the lazy dog."
+FOX = "The quick brown fox jumps over the lazy dog."
 LONG = " ".join(f"This is sentence number {n} of a text that takes a while." for n in range(70))
 PRICE = 400
 """Of LONG, in milli-credits: 100 for a thousand characters, rounded up."""
@@ -112,7 +114,7 @@ async def test_every_format_through_the_sdk(
 ) -> None:
     def speak() -> tuple[bytes, str]:
         answer = sdk.audio.speech.create(
-            model="tts-1", voice="alloy", input=SENTENCE, response_format=audio_format.value
+            model="tts-1", voice="alloy", input=FOX, response_format=audio_format.value
         )
         return answer.read(), answer.response.headers["content-type"]
 
@@ -122,7 +124,7 @@ async def test_every_format_through_the_sdk(
     job = await job_of(redis)
     assert (job["state"], job["pool"]) == ("completed", "espeak")
     result = json.loads(job["result"])
-    assert result["characters"] == len(SENTENCE)
+    assert result["characters"] == len(FOX)
     assert result["seconds"] == pytest.approx(seconds(audio_format, data), abs=0.15)
 
 
@@ -154,7 +156,7 @@ async def test_it_is_heard_long_before_it_is_made(http: httpx.AsyncClient) -> No
 
 
 async def test_as_events(http: httpx.AsyncClient) -> None:
-    body = {"input": f"{SENTENCE} {SENTENCE}", "stream_format": "sse", "response_format": "wav"}
+    body = {"input": f"{FOX} {FOX}", "stream_format": "sse", "response_format": "wav"}
     answer = await http.post("/v1/audio/speech", json=body)
     assert answer.headers["content-type"].startswith("text/event-stream")
     events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n")[:-1]]
@@ -162,14 +164,14 @@ async def test_as_events(http: httpx.AsyncClient) -> None:
     assert {each["type"] for each in deltas} == {"speech.audio.delta"}
     data = b"".join(base64.b64decode(each["audio"]) for each in deltas)
     assert done["type"] == "speech.audio.done"
-    assert done["usage"]["characters"] == 2 * len(SENTENCE) + 1
+    assert done["usage"]["characters"] == 2 * len(FOX) + 1
     assert done["usage"]["seconds"] == pytest.approx(seconds("wav", data), abs=0.01)
 
 
 async def test_speed_is_how_long_it_takes(http: httpx.AsyncClient) -> None:
     took = {}
     for speed in (0.25, 1.0, 4.0):
-        body = {"input": SENTENCE, "speed": speed, "response_format": "pcm"}
+        body = {"input": FOX, "speed": speed, "response_format": "pcm"}
         took[speed] = seconds("pcm", (await http.post("/v1/audio/speech", json=body)).content)
     assert took[0.25] == pytest.approx(4 * took[1.0], rel=0.25)
     assert took[4.0] == pytest.approx(took[1.0] / 4, rel=0.25)
@@ -198,7 +200,7 @@ async def test_speed_is_how_long_it_takes(http: httpx.AsyncClient) -> None:
 async def test_what_is_wrong_is_named_and_costs_nothing(
     http: httpx.AsyncClient, redis: Redis, wrong: dict[str, Any], code: str, param: str
 ) -> None:
-    body = {"model": "tts-1", "voice": "alloy", "input": SENTENCE, **wrong}
+    body = {"model": "tts-1", "voice": "alloy", "input": FOX, **wrong}
     error = error_of(await http.post("/v1/audio/speech", json=body), 400)
     assert (error["code"], error["param"]) == (code, param)
     state = await read_state(redis)
@@ -208,7 +210,7 @@ async def test_what_is_wrong_is_named_and_costs_nothing(
 
 async def test_the_sdk_knows_what_went_wrong(sdk: OpenAI) -> None:
     def speak() -> None:
-        sdk.audio.speech.create(model="tts-1", voice="nobody", input=SENTENCE)
+        sdk.audio.speech.create(model="tts-1", voice="nobody", input=FOX)
 
     with pytest.raises(openai.BadRequestError) as raised:
         await asyncio.to_thread(speak)
@@ -249,7 +251,7 @@ async def test_the_model_says_what_it_can(http: httpx.AsyncClient) -> None:
 
 async def test_without_a_key_nothing_is_said(url: str) -> None:
     async with httpx.AsyncClient(base_url=url) as anyone:
-        error_of(await anyone.post("/v1/audio/speech", json={"input": SENTENCE}), 401)
+        error_of(await anyone.post("/v1/audio/speech", json={"input": FOX}), 401)
         error_of(await anyone.get("/v1/audio/voices"), 401)
 
 
@@ -303,14 +305,14 @@ async def test_who_hangs_up_pays_for_what_was_made(http: httpx.AsyncClient, redi
 async def test_an_allowance_that_is_used_up_refuses_it_as_a_clip(
     http: httpx.AsyncClient, redis: Redis
 ) -> None:
-    body = {"input": SENTENCE, "service_tier": "priority"}
+    body = {"input": FOX, "service_tier": "priority"}
     error = error_of(await http.post("/v1/audio/speech", json=body), 429)
     assert error["code"] == "insufficient_credits"
     assert (await read_state(redis)).hashes["refused:espeak"] == {"credits": "1"}
 
 
 async def test_it_is_counted(http: httpx.AsyncClient, redis: Redis) -> None:
-    await http.post("/v1/audio/speech", json={"input": SENTENCE})
+    await http.post("/v1/audio/speech", json={"input": FOX})
     await job_of(redis)
     text = (await http.get("/metrics")).text
     assert 'reelserve_jobs_ended_total{model="espeak",status="completed"} 1.0' in text
@@ -321,10 +323,51 @@ async def test_it_is_counted(http: httpx.AsyncClient, redis: Redis) -> None:
 
 
 async def test_many_listen_at_once(http: httpx.AsyncClient, redis: Redis) -> None:
-    body = {"input": f"{SENTENCE} {SENTENCE}", "response_format": "mp3"}
+    body = {"input": f"{FOX} {FOX}", "response_format": "mp3"}
     answers = await asyncio.gather(*(http.post("/v1/audio/speech", json=body) for _ in range(12)))
     assert [answer.status_code for answer in answers] == [200] * 12
     check(await read_state(redis))
+
+
+async def test_the_benchmark_hears_every_request(url: str, key: str) -> None:
+    idle, beside = await measure(
+        url, key, requests=3, audio_format="mp3", videos=0, tell=lambda text: None
+    )
+    assert beside is None
+    assert len(idle.first_ms) == len(idle.whole_ms) == len(idle.healthz_ms) == 3
+    assert all(
+        0 < first <= whole for first, whole in zip(idle.first_ms, idle.whole_ms, strict=True)
+    )
+    value = summarise(idle, idle)
+    assert value["requests"] == 3
+    assert value["targets"]["beside_videos_ratio"] == {"target": 2.0, "found": 1.0, "met": True}
+    assert len(SENTENCE.split()) == 30
+    assert sentences(SENTENCE) == [SENTENCE]
+    with pytest.raises(LoadTestError, match="invalid_value"):
+        await measure(url, key, requests=1, audio_format="ogg", videos=0, tell=lambda text: None)
+
+
+async def test_fifty_at_once_reach_triton_in_batches(
+    settings: StackSettings, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REELSERVE_JOBS_INLINE_OWN", "50")
+    headers = {"authorization": f"Bearer {key}"}
+    body = {"input": SENTENCE, "response_format": "pcm", "service_tier": "flex"}
+    names = ("nv_inference_count", "nv_inference_exec_count")
+    with triton(tmp_path / "triton", "speech", "speech_voices") as server:
+        with running_ingress(settings.model_copy(update={"triton_url": server.url})) as url:
+            async with httpx.AsyncClient(base_url=url, headers=headers, timeout=90) as http:
+                await http.get("/v1/audio/voices")
+                before = [server.metric(name, "speech") for name in names]
+                answers = await asyncio.gather(
+                    *(http.post("/v1/audio/speech", json=body) for _ in range(50))
+                )
+        assert [answer.status_code for answer in answers] == [200] * 50
+        requests, batches = (
+            server.metric(name, "speech") - was for name, was in zip(names, before, strict=True)
+        )
+    assert requests == 50
+    assert batches < requests
 
 
 async def test_triton_is_killed_while_somebody_listens(
@@ -377,7 +420,7 @@ async def test_a_triton_that_is_not_there_is_said_before_anything_is_paid(
         headers = {"authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as http:
             began = time.monotonic()
-            error = error_of(await http.post("/v1/audio/speech", json={"input": SENTENCE}), 503)
+            error = error_of(await http.post("/v1/audio/speech", json={"input": FOX}), 503)
             assert time.monotonic() - began < 30
             assert error["code"] == "model_server_unreachable"
             assert error_of(await http.get("/readyz"), 503)
