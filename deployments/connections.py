@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -18,6 +19,7 @@ from deployments.housekeeping import keep_house
 from deployments.patience import end
 from deployments.payments import open_shop
 from deployments.settings import StackSettings
+from deployments.speech import open_speech
 from quota.packs import PackFile
 from quota.payments.payments import Payments
 from quota.redis_ledger import RedisLedger
@@ -26,6 +28,7 @@ from quota.tiers import TierFile
 from serving.api import ApiSettings, Keys, Services, UrlSigner, Users
 from serving.jobs import CELL, Cell, CostReader, CostStore, Decisions, JobQueue, JobSettings, Upkeep
 from serving.media import ArtifactStore, open_store
+from serving.plan.classes import Offered
 from serving.plan.errors import ConfigError
 from serving.tracing import NO_TRACER, Tracer
 
@@ -87,7 +90,10 @@ async def open_services(
     quota = QuotaSettings()
     tiers, packs = TierFile(quota.tiers_path), PackFile(quota.packs_path)
     catalog = settings.catalog()
-    models = list(catalog.models.values())
+    speaking = AsyncExitStack()
+    holder = f"ingress-{secrets.token_hex(8)}"
+    speech = await speaking.enter_async_context(open_speech(settings, backends.cell, jobs, holder))
+    models: list[Offered] = [*catalog.models.values(), *speech.catalog.models.values()]
     housekeeping = asyncio.create_task(
         keep_house(Upkeep(backends.cell, jobs), backends.store, queue, tiers, models),
         name="housekeeping",
@@ -111,9 +117,11 @@ async def open_services(
             decisions=Decisions(backends.cell),
             autoscaling=AutoscaleSettings().enabled,
             tracer=backends.tracer,
+            speech=speech,
         )
     finally:
         await end(housekeeping)
+        await speaking.aclose()
         if provider is not None:
             await provider.aclose()
         await backends.close()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from quota.tiers import TierFile, Tiers
 from serving.jobs import JobQueue, Upkeep
 from serving.media import ArtifactStore, StoreError
-from serving.plan.catalog import Model
+from serving.plan.classes import Offered
 from serving.plan.errors import ServiceUnavailable
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ async def keep_house(
     store: ArtifactStore,
     queue: JobQueue,
     tiers: TierFile,
-    models: Sequence[Model],
+    models: Sequence[Offered],
 ) -> None:
     """Run until cancelled. A Redis or a store that is away only delays it."""
     async with asyncio.TaskGroup() as group:
@@ -63,7 +63,7 @@ async def apply_tiers_forever(queue: JobQueue, tiers: TierFile) -> None:
         await asyncio.sleep(TIERS_S)
 
 
-async def apply_objectives(queue: JobQueue, models: Sequence[Model]) -> None:
+async def apply_objectives(queue: JobQueue, models: Sequence[Offered]) -> None:
     """Tell the queue what each class of each model may count on, so that it measures by that."""
     while True:
         try:

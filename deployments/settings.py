@@ -22,6 +22,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from serving.plan.catalog import Catalog, load_catalog
 from serving.plan.errors import ConfigError
+from serving.plan.speech_model import SpeechCatalog, load_speech
 
 ENV_PREFIX = "REELSERVE_"
 
@@ -46,6 +47,10 @@ class StackSettings(BaseSettings):
     models_dir: Path | None = Field(None, description="checkpoints; default: in the data directory")
     catalog_dirs: list[Path] = Field([], description="folders with more catalog entries")
     models: list[str] = Field(["demo-wan"], min_length=1, description="catalog ids to serve")
+    speech: list[str] = Field(["espeak"], description="catalog ids that speak")
+    triton_url: str | None = Field(
+        None, description="host:port of a Triton server's gRPC, which speaks for the ingress"
+    )
     ingress_replicas: int = Field(2, ge=1, le=64, description="processes that answer HTTP")
     proxy: Literal["auto", "haproxy", "serve"] = Field(
         "auto", description="in front of them: HAProxy where there is one, else Ray Serve's own"
@@ -99,6 +104,10 @@ class StackSettings(BaseSettings):
     def catalog(self) -> Catalog:
         """The entries this stack serves, in order; the first is the default model."""
         return load_catalog(self._catalog_folders).only(self.models)
+
+    def speech_catalog(self) -> SpeechCatalog:
+        """The entries that speak, in order; the first is the default one."""
+        return load_speech(self._catalog_folders).only(self.speech)
 
     @property
     def _catalog_folders(self) -> list[Path]:

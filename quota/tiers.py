@@ -94,14 +94,15 @@ class Tier(Strict):
             raise ValueError(f"class {behind} goes before {ahead}, the class without it")
         return surge
 
-    def allows(self, model_id: str, aliases: Sequence[str], size: str) -> None:
-        """Pass when the tier has this model, under any of its names, and this size.
+    def allows(self, model_id: str, aliases: Sequence[str], size: str | None) -> None:
+        """Pass when the tier has this model, under any of its names, and this size, if
+        it has one.
 
         Raises :class:`NotPermitted` with code ``model_not_allowed`` or ``size_not_allowed``.
         """
         if self.models is not None and not {model_id, *aliases} & set(self.models):
             raise _not_allowed("model", model_id, "models", self.models)
-        if self.sizes is not None and size not in self.sizes:
+        if self.sizes is not None and size is not None and size not in self.sizes:
             raise _not_allowed("size", size, "sizes", self.sizes)
 
 

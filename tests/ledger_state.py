@@ -62,7 +62,11 @@ def _holds(state: QueueState) -> Iterator[str]:
                 yield f"{hold} is held for {job_id}, which it does not pay for"
             continue
         cost = int(job.get("credits", 0))
+        # Of one that was heard while it was made, what was made by the time its listener left.
+        made = int(job.get("made_credits", 0))
+        left = (HoldState.CAPTURED, str(made), made) if made else (HoldState.RELEASED, "0", 0)
         expected = {
+            State.CANCELLED: left,
             **dict.fromkeys(ACTIVE, (HoldState.HELD, "0", int(hold["amount"]))),
             State.COMPLETED: (HoldState.CAPTURED, hold["amount"], int(hold["amount"])),
         }.get(State(job["state"]), (HoldState.RELEASED, "0", 0))

@@ -145,12 +145,15 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
     places: dict[str, set[str]] = {}
     lines: dict[str, set[str]] = {}
     running: dict[str, set[str]] = {}
+    streamed: dict[str, set[str]] = {}
     waits: dict[str, Counter[str]] = {}
     backlog: Counter[tuple[str, str]] = Counter()
     owned: dict[str, set[str]] = {}
     for job_id, job in state.jobs.items():
         pool, user, service_class = job["pool"], job["user"], job["class"]
-        owned.setdefault(f"user:{user}:jobs", set()).add(job_id)
+        inline = "inline" in job
+        if not inline:
+            owned.setdefault(f"user:{user}:jobs", set()).add(job_id)
         if ("charged_ms" in job) != (job["state"] == State.IN_PROGRESS):
             yield f"{job_id} is {job['state']} and charged {job.get('charged_ms')}"
         if job["state"] == State.QUEUED:
@@ -165,7 +168,9 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
                 lines.setdefault(line, set()).add(_place(job_id, job))
         elif job["state"] == State.IN_PROGRESS:
             place = f"leased:{pool}"
-            running.setdefault(f"user:{user}:running", set()).add(job_id)
+            (streamed if inline else running).setdefault(
+                f"user:{user}:{'inline' if inline else 'running'}", set()
+            ).add(job_id)
         else:
             assert job["state"] in TERMINAL
             place = "expiring"
@@ -176,6 +181,7 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
     yield from _differences("lines", lines, _sets(state, "line:"))
     yield from _kept_heads(state)
     yield from _differences("running", running, _keys(state, "user:", ":running"))
+    yield from _differences("streamed", streamed, _keys(state, "user:", ":inline"))
     yield from _differences("jobs of users", owned, _sets(state, "user:", ":jobs"))
     yield from _differences(
         "lines of users",
@@ -272,7 +278,9 @@ def check_nothing_left(state: QueueState) -> None:
         if not name.startswith((*LASTING_OF, *PASSING_OF, "garbage"))
     }
     assert left == set()
-    assert not [name for name in state.names if name.endswith((":jobs", ":running", ":lines"))]
+    assert not [
+        name for name in state.names if name.endswith((":jobs", ":running", ":inline", ":lines"))
+    ]
     for name, values in state.hashes.items():
         if name.startswith("backlog:"):
             waiting = {value for field, value in values.items() if ":ended_" not in field}

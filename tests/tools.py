@@ -61,6 +61,14 @@ def promtool() -> Path:
     return _runs(TOOLS / "bin" / "promtool")
 
 
+def tritonserver() -> Path:
+    """A Triton Inference Server to start; ``tests/triton.py`` does. It has no ``--version``."""
+    program = TOOLS / "bin" / "tritonserver"
+    if not program.exists():
+        raise _missing(program, "it is not installed")
+    return program
+
+
 def openai_sdk_dirs() -> dict[str, Path | None]:
     """Where each OpenAI SDK is imported from; ``None`` is the one in the environment itself."""
     old = TOOLS / "openai-2.20"

@@ -1,5 +1,5 @@
-"""`reelserve bench`: how fast the front door, the queue and the engine are, who goes first, and how
-many replicas there are."""
+"""`reelserve bench`: how fast the front door, the queue and the engine are, how soon speech is
+heard, who goes first, and how many replicas there are."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from deployments.cli.bench_autoscale import autoscale
 from deployments.cli.bench_engine import engine
 from deployments.cli.bench_policies import policies
 from deployments.cli.bench_queue import admission, queue
+from deployments.cli.bench_speech import speech
 from deployments.cli.errors import CliError
 from deployments.cli.output import JsonOption, Output, reporting, table
 from serving.plan.errors import ReelserveError
@@ -38,6 +39,7 @@ app.command("queue")(queue)
 app.command("engine")(engine)
 app.command("policies")(policies)
 app.command("autoscale")(autoscale)
+app.command("speech")(speech)
 
 KEPT = frozenset({"REELSERVE_PROXY", "REELSERVE_INGRESS_REPLICAS"})
 QUEUE_MAX = 1_000_000
@@ -78,9 +80,9 @@ def submit(
     from loadtest.summary import machine
 
     with reporting(as_json) as out, _own_failures():
-        tell = _told(out)
+        tell = told(out)
         with own_stack(out) as stack:
-            where = machine(stack.settings.data_dir)
+            at = machine(stack.settings.data_dir)
             replicas = asyncio.run(_replicas(stack))
             baseline = measure_healthz(stack.url, stack.api_key, rate, seconds, tell)
             with _paused(replicas):
@@ -92,8 +94,8 @@ def submit(
             "acknowledged": len(measured.ids),
             "in_redis": dict(states),
             "errors": measured.errors + baseline.errors,
-            "stack": {**_described(stack), "note": PAUSED},
-            "machine": where,
+            "stack": {**described(stack), "note": PAUSED},
+            "machine": at,
         }
         out.result(value, *_submit_report(value))
         if value["errors"] or states["missing"]:
@@ -121,8 +123,8 @@ def overhead(
 
     with reporting(as_json) as out, _own_failures():
         with own_stack(out) as stack:
-            where = machine(stack.settings.data_dir)
-            tell = _told(out)
+            at = machine(stack.settings.data_dir)
+            tell = told(out)
             times = bench_overhead(
                 stack.url,
                 stack.api_key,
@@ -132,8 +134,8 @@ def overhead(
         value = {
             "command": f"reelserve bench overhead --jobs {jobs}",
             **summarise(times),
-            "stack": _described(stack),
-            "machine": where,
+            "stack": described(stack),
+            "machine": at,
         }
         out.result(value, *_overhead_report(value))
 
@@ -156,7 +158,7 @@ def own_stack(out: Output) -> Iterator[LocalStack]:
     try:
         with TemporaryDirectory(prefix="reelserve-bench-") as folder:
             settings = StackSettings.load(data_dir=Path(folder), port=0)
-            with LocalStack(settings, _told(out)) as stack:
+            with LocalStack(settings, told(out)) as stack:
                 yield stack
     except ReelserveError as error:
         raise CliError(error.message, code=error.code) from None
@@ -241,7 +243,7 @@ async def _cell(stack: LocalStack) -> AsyncIterator[Cell]:
         await redis.aclose()
 
 
-def _described(stack: LocalStack) -> dict[str, Any]:
+def described(stack: LocalStack) -> dict[str, Any]:
     from deployments.haproxy import use_haproxy
     from deployments.redis_server import find_redis_server, server_version
 
@@ -253,7 +255,7 @@ def _described(stack: LocalStack) -> dict[str, Any]:
     }
 
 
-def _told(out: Output) -> Callable[[str], None]:
+def told(out: Output) -> Callable[[str], None]:
     return lambda text: out.note(f"… {text}")
 
 
@@ -273,7 +275,7 @@ def _submit_report(value: Mapping[str, Any]) -> Iterator[Any]:
     )
     yield from _errors(value)
     yield PAUSED
-    yield _where(value)
+    yield where(value)
 
 
 def _errors(value: Mapping[str, Any]) -> Iterator[str]:
@@ -301,7 +303,7 @@ def _overhead_report(value: Mapping[str, Any]) -> Iterator[Any]:
         ],
     )
     yield f"\n{value['jobs']} jobs, one after another; {_verdict(value)}"
-    yield _where(value)
+    yield where(value)
 
 
 def _verdict(value: Mapping[str, Any]) -> str:
@@ -309,7 +311,7 @@ def _verdict(value: Mapping[str, Any]) -> str:
     return f"target p50 {target['p50_ms']:g} ms: {'met' if target['met'] else 'missed'}"
 
 
-def _where(value: Mapping[str, Any]) -> str:
+def where(value: Mapping[str, Any]) -> str:
     at, stack = value["machine"], value["stack"]
     return "; ".join(
         [

@@ -39,8 +39,23 @@ def list_models(as_json: JsonOption = False) -> None:
                 _range(model["steps"]),
             )
             for model in models["data"]
+            if model["modality"] == "video"
         ]
-        out.result(models, table("id", "aliases", "sizes", "seconds", "steps", rows=rows))
+        tables = [table("id", "aliases", "sizes", "seconds", "steps", rows=rows)]
+        spoken = [
+            (
+                model["id"],
+                ", ".join(model["aliases"]),
+                ", ".join(model["formats"]),
+                _range(model["speed"]),
+                f"{model['input_chars_max']:,}",
+            )
+            for model in models["data"]
+            if model["modality"] == "speech"
+        ]
+        if spoken:
+            tables.append(table("id", "aliases", "formats", "speed", "characters", rows=spoken))
+        out.result(models, *tables)
 
 
 def _choices(allowed: list[Any], default: Any) -> str:

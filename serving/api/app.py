@@ -22,6 +22,7 @@ from serving.api import (
     queue,
     sandbox,
     shop,
+    speech,
     tiers,
     usage,
     videos,
@@ -59,7 +60,7 @@ def create_app(
     )
     errors.install(app)
     operation = (admin, queue, autoscale, tiers, health)
-    for room in (videos, content, models, estimates, usage, credits, shop, *operation):
+    for room in (videos, content, speech, models, estimates, usage, credits, shop, *operation):
         app.include_router(room.router)
     app.include_router(credits.operation)
     app.include_router(shop.webhooks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
@@ -25,18 +27,23 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(services: ServicesDep) -> dict[str, str]:
-    """The job store answers, so jobs can be accepted and shown: 503 while it is away."""
+    """The job store answers, so jobs can be accepted and shown: 503 while it is away, and until
+    every model server was found to have what the catalog says. One that is lost later is told of,
+    by the names of its models, and does not take the rest with it."""
     await services.queue.ping()
-    return {"status": "ready"}
+    speakers = services.speech.speakers if services.speech else {}
+    asked = await asyncio.gather(*(speaker.ready() for speaker in speakers.values()))
+    away = [name for name, ready in zip(speakers, asked, strict=True) if not ready]
+    return {"status": "ready", **dict.fromkeys(away, "away")}
 
 
 @router.get("/metrics")
 async def metrics(services: ServicesDep) -> Response:
     """The state of the queue in Redis, so every ingress replica answers the same."""
     models = services.catalog.models
-    pools = await services.queue.pools(list(models))
+    pools = await services.queue.pools(list(services.offered))
     registry = CollectorRegistry()
-    registry.register(JobCollector(pools, models))
+    registry.register(JobCollector(pools, services.offered))
     registry.register(FleetCollector(pools))
     registry.register(CostCollector([await services.costs.of(each) for each in models.values()]))
     registry.register(CreditCollector(await services.ledger.sums()))

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends
 from serving.api.auth import Scope, require
 from serving.api.schemas import model_card
 from serving.api.services import ServicesDep
+from serving.api.speech_schemas import speech_card
 from serving.plan.errors import InvalidRequest, NotFound
 
 users = Depends(require(Scope.GENERATE, Scope.READ))
@@ -17,8 +18,11 @@ router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[users])
 
 @router.get("")
 async def index(services: ServicesDep) -> dict[str, Any]:
-    """Every model, with its sizes, durations and limits."""
-    return {"object": "list", "data": [model_card(m) for m in services.catalog.models.values()]}
+    """Every model, with what it can be asked for."""
+    cards = [model_card(model) for model in services.catalog.models.values()]
+    if services.speech:
+        cards += [speech_card(model) for model in services.speech.catalog.models.values()]
+    return {"object": "list", "data": cards}
 
 
 @router.get("/{name}")
@@ -27,4 +31,6 @@ async def retrieve(name: str, services: ServicesDep) -> dict[str, Any]:
     try:
         return model_card(services.catalog.resolve(name))
     except InvalidRequest as error:
+        if services.speech and name in services.speech.catalog:
+            return speech_card(services.speech.catalog.resolve(name))
         raise NotFound(error.message, code=error.code, param=error.param) from None

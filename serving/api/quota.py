@@ -12,8 +12,7 @@ from typing import Self
 
 from quota.tiers import Tier, Tiers
 from serving.jobs import Allowance, Limits
-from serving.plan.catalog import Model
-from serving.plan.classes import ServiceClass
+from serving.plan.classes import Offered, ServiceClass
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Grant:
         """Of a caller whose tier is called ``tier``; None is the default one."""
         return cls(*tiers.of(tier), tiers)
 
-    def limits(self, model: Model | None, now_ms: int) -> Limits:
+    def limits(self, model: Offered | None, now_ms: int) -> Limits:
         """For the queue. Without a model, those that hold for every one."""
         tier, surge = self.tier, self.tier.surge
         by_day = (
@@ -51,7 +50,7 @@ class Grant:
             surge_ms=self.surge_ms(model) if model else None,
         )
 
-    def surge_ms(self, model: Model) -> int | None:
+    def surge_ms(self, model: Offered) -> int | None:
         """The drain time of a pool's backlog beyond which the tier's surge rules hold: what a job
         of the standard class may wait for its first step. None where there is no rule, or no such
         objective."""

@@ -10,8 +10,7 @@ from datetime import datetime
 from quota.days import zone_of
 from serving.api.quota import Grant, left
 from serving.jobs import Allowance, Limits
-from serving.plan.catalog import Model
-from serving.plan.classes import ServiceTier
+from serving.plan.classes import Offered, ServiceTier
 from serving.plan.errors import (
     InsufficientCredits,
     InsufficientQuota,
@@ -19,6 +18,7 @@ from serving.plan.errors import (
     RateLimited,
     Refused,
     TooManyQueued,
+    TooManyStreams,
 )
 
 ROOM_S = 30
@@ -32,7 +32,7 @@ class Asked:
 
     grant: Grant
     limits: Limits
-    model: Model
+    model: Offered
     est_device_ms: int
     service_tier: ServiceTier
     shop: bool
@@ -79,6 +79,8 @@ def _reason(error: Refused, asked: Asked, allowance: Allowance) -> tuple[str, st
                 f"As many jobs wait for '{asked.model.id}' as may.",
                 "There is room when some of them have been made; try again {again}.",
             )
+        case TooManyStreams():
+            return (error.message.partition(". ")[0] + ".", "Try again {again}.")
         case TooManyQueued():
             return (
                 f"Too many of your jobs wait: {tier} allows {asked.limits.queued_jobs}.",

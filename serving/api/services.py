@@ -18,16 +18,29 @@ from serving.api.keys import Keys
 from serving.api.settings import ApiSettings
 from serving.api.signing import UrlSigner
 from serving.api.users import Users
-from serving.jobs import CostReader, Decisions, JobQueue
+from serving.jobs import CostReader, Decisions, InlineLeases, JobQueue
 from serving.media import ArtifactStore
 from serving.plan.catalog import Catalog, ScalingPolicy
+from serving.plan.classes import Offered
+from serving.plan.speech import Speaker
+from serving.plan.speech_model import SpeechCatalog
 from serving.tracing import NO_TRACER, Tracer
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What speaks: ``speakers`` has one for each model of the catalog, by id."""
+
+    catalog: SpeechCatalog
+    speakers: Mapping[str, Speaker]
+    leases: InlineLeases
 
 
 @dataclass(frozen=True)
 class Services:
     """One ingress replica's connections. The first model of the catalog is the default one; without
-    a ``provider`` nothing is sold; without ``autoscaling`` no model is scaled."""
+    a ``provider`` nothing is sold; without ``autoscaling`` no model is scaled; without ``speech``
+    nothing speaks."""
 
     queue: JobQueue
     store: ArtifactStore
@@ -46,6 +59,12 @@ class Services:
     decisions: Decisions
     autoscaling: bool
     tracer: Tracer = NO_TRACER
+    speech: Speech | None = None
+
+    @property
+    def offered(self) -> Mapping[str, Offered]:
+        """Every model, of whatever kind, by id."""
+        return {**self.catalog.models, **(self.speech.catalog.models if self.speech else {})}
 
     @property
     def scaled(self) -> Mapping[str, ScalingPolicy]:

@@ -14,6 +14,9 @@ class ApiSettings(BaseSettings):
     body_bytes_max: int = Field(1 << 20, ge=1024, description="larger bodies are refused unparsed")
     list_limit_max: int = Field(100, ge=1)
     checkouts_per_hour: int = Field(60, ge=1, description="that one user may open")
+    speech_s_max: int = Field(
+        3600, ge=1, description="a listener who has not taken all of it by then is cut off"
+    )
     presign_s: int = Field(900, ge=10, description="life of a redirect to the object store")
     content_url_s: int = Field(3600, ge=60, description="life of a signed content URL, at least")
     public_url: str | None = Field(

@@ -10,6 +10,7 @@ from serving.jobs.costs import CostReader, CostStore
 from serving.jobs.decisions import HISTORY_MAX as DECISIONS_MAX
 from serving.jobs.decisions import Decided, Decisions, Line
 from serving.jobs.holds import compare_holds
+from serving.jobs.inline import InlineLease, InlineLeases
 from serving.jobs.job import ACTIVE, TERMINAL, Job, Phase, State, new_video_id
 from serving.jobs.leases import Drop, Lease, Leases, Signals, Wake
 from serving.jobs.pool import (
@@ -47,6 +48,8 @@ __all__ = [
     "Drop",
     "Explanation",
     "Histogram",
+    "InlineLease",
+    "InlineLeases",
     "Job",
     "JobPage",
     "JobQueue",

@@ -32,6 +32,7 @@ half written."""
 QUEUE_SCRIPTS = (
     "submit",
     "submit_paid",
+    "submit_inline",
     "cancel",
     "delete",
     "place",
@@ -88,14 +89,15 @@ FRAGMENTS = (
     ("serving.jobs", "_states"),
     ("serving.jobs", "_choice"),
     ("serving.jobs", "_admission"),
+    ("serving.jobs", "_inline"),
 )
 """What scripts begin with: each room's own, from what knows nothing to what builds on it."""
 
 
-FILES = {"submit_paid": "submit"}
+FILES = {"submit_paid": "submit", "submit_inline": "submit"}
 """Where a script is, if it has no file of its own."""
-LEAN = {"submit": {"_ledger"}}
-"""What a script does without: where credits cannot pay, the ledger is not needed."""
+LEAN = {"submit": {"_ledger", "_inline"}, "submit_paid": {"_inline"}}
+"""What a script does without: the ledger where credits cannot pay, leases where jobs wait."""
 DEFINITION = re.compile(r"local (?:function )?(\w+(?:, \w+)*)")
 
 

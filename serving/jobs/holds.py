@@ -16,7 +16,8 @@ async def compare_holds(cell: Cell) -> Sequence[str]:
     wrong if there are none.
 
     While a job waits or runs, its price is held; when it was made, what was captured is what it
-    says it cost; and otherwise all was given back. A job and its hold are read at one moment.
+    says it cost, as when somebody heard a part of it and left; and otherwise all was given back. A
+    job and its hold are read at one moment.
     """
     found: list[str] = []
     async with cell.answers():
@@ -49,7 +50,8 @@ def _compare(job: Mapping[str, str], hold: Mapping[str, str]) -> str:
             return f"it is {state} for {credits}, and its hold is {dict(hold)}"
         return ""
     # What was settled is forgotten after a while, and so may be before its job.
-    captured = state is State.COMPLETED
+    partly = state is State.CANCELLED and "inline" in job and credits != "0"
+    captured = state is State.COMPLETED or partly
     should = HoldState.CAPTURED if captured else HoldState.RELEASED
     if hold and (held, hold["captured"]) != (should, credits):
         return f"it is {state} and cost {credits}, and its hold is {dict(hold)}"

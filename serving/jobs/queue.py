@@ -209,10 +209,10 @@ class JobQueue:
         return job
 
     async def find(self, job_id: str) -> Job | None:
-        """The job, whoever owns it."""
+        """The job, whoever owns it; none that is streamed as it is made."""
         async with self._cell.answers():
             raw = await self._cell.redis.hgetall(self._cell.key("job", job_id))
-        return Job.from_hash(raw) if raw else None
+        return Job.from_hash(raw) if raw and "inline" not in raw else None
 
     async def place(
         self, job: Job, classes: Mapping[ServiceClass, ClassPolicy] = DEFAULT_POLICIES

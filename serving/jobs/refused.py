@@ -14,6 +14,7 @@ from serving.plan.errors import (
     RateLimited,
     Refused,
     TooManyQueued,
+    TooManyStreams,
 )
 from serving.plan.price import MILLI
 
@@ -33,7 +34,8 @@ _FUNDS = {
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked of a pool, for a ``price`` in milli-credits."""
+    """What was asked of a pool, for a ``price`` in milli-credits. ``queue_max``: how many may be
+    there, or of what is streamed, how many of one user."""
 
     pool: str
     limits: Limits
@@ -72,6 +74,12 @@ def _too_much(reason: str, asked: Asked, allowance: Allowance, wait_ms: int) -> 
             return TooManyQueued(
                 f"{limits.queued_jobs} of your jobs already wait, which is the limit of the "
                 f"tier '{limits.tier}'. Wait for one of them to begin, or cancel one.",
+                allowance=allowance,
+            )
+        case "streams":
+            return TooManyStreams(
+                f"You listen to {asked.queue_max} clips while they are made, which is the limit. "
+                "Try again when one of them has ended.",
                 allowance=allowance,
             )
     return InsufficientQuota(

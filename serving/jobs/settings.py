@@ -16,6 +16,13 @@ class JobSettings(BaseSettings):
     lease_s_min: float = Field(
         15.0, ge=0.1, description="shortest lease; longer where the model's steps are long"
     )
+    inline_max: int = Field(
+        1_000, ge=1, description="clips of one model that may be streamed at once, as they are made"
+    )
+    inline_own: int = Field(16, ge=1, description="and by one user")
+    inline_retention_s: int = Field(
+        3600, ge=1, description="the record of one that ended is kept this long"
+    )
     quantum_s: float = Field(
         1.0, ge=0, description="a running job is not preempted before it had its slot this long"
     )

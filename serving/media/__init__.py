@@ -1,8 +1,9 @@
-"""Turns frames into files a browser plays, and keeps the files: encode, stills, artifact store.
+"""Turns frames and sound into files a browser plays, and keeps the files: encode, stills, store.
 
 Knows arrays, bytes and object stores. Must not know jobs, Redis, Ray, HTTP frameworks or torch.
 """
 
+from serving.media.audio import CODECS, AudioEncoder, AudioFormat
 from serving.media.errors import (
     ArtifactMissing,
     EncodeError,
@@ -16,9 +17,12 @@ from serving.media.store import ArtifactInfo, ArtifactStore, S3Options, open_sto
 from serving.media.video import VideoInfo, VideoWriter
 
 __all__ = [
+    "CODECS",
     "ArtifactInfo",
     "ArtifactMissing",
     "ArtifactStore",
+    "AudioEncoder",
+    "AudioFormat",
     "EncodeError",
     "Frame",
     "Frames",

@@ -321,7 +321,7 @@ class Model(_Strict):
     preview: PreviewPolicy | None = Field(PreviewPolicy(), description="null for none")
     batch: BatchPolicy = BatchPolicy()
     classes: Annotated[
-        dict[ServiceClass, ClassPolicy], BeforeValidator(lambda given: _with_defaults(given))
+        dict[ServiceClass, ClassPolicy], BeforeValidator(lambda given: with_default_classes(given))
     ] = Field(dict(DEFAULT_POLICIES), description="what jobs of each class may count on")
 
     @model_validator(mode="after")
@@ -331,7 +331,7 @@ class Model(_Strict):
         return self
 
 
-def _with_defaults(given: object) -> object:
+def with_default_classes(given: object) -> object:
     """What a catalog entry says of a class, over what holds where it says nothing."""
     if not isinstance(given, Mapping):
         return given
@@ -390,19 +390,29 @@ def load_catalog(folders: Iterable[Path]) -> Catalog:
         if not folder.is_dir():
             raise ConfigError(f"the catalog folder {folder} does not exist")
         for file in sorted(folder.glob("*.yaml")):
-            model = load_model(file)
-            entries[model.id] = model
+            raw = _read(file)
+            if "speech" not in raw:  # serving/plan/speech_model.py reads those
+                model = _model(file, raw)
+                entries[model.id] = model
     return Catalog(entries.values())
 
 
 def load_model(file: Path) -> Model:
     """One catalog file; ConfigError names the file, the field and what is allowed."""
+    return _model(file, _read(file))
+
+
+def _read(file: Path) -> Mapping[str, object]:
     try:
         raw = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not YAML: {error}") from error
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{file}: expected a mapping with the model's fields")
+    return raw
+
+
+def _model(file: Path, raw: Mapping[str, object]) -> Model:
     try:
         return Model.model_validate(raw)
     except ValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -49,3 +50,13 @@ DEFAULT_POLICIES: Mapping[ServiceClass, ClassPolicy] = {
     ServiceClass.STANDARD: ClassPolicy(share=0.3, first_step_s=180),
     ServiceClass.RELAXED: ClassPolicy(share=0.1, first_step_s=None),
 }
+
+
+class Offered(Protocol):
+    """A model of whatever kind, as admission sees it."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def classes(self) -> Mapping[ServiceClass, ClassPolicy]: ...

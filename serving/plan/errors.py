@@ -13,10 +13,14 @@
     │       ├── RateLimited           too many submissions in a minute
     │       ├── QueueFull             the pool holds as many jobs as it may
     │       ├── TooManyQueued         this user has as many jobs waiting as the tier allows
+    │       ├── TooManyStreams        this user listens to as many at once as may be
     │       └── InsufficientQuota     the allowance is used up; waiting a little does not help
     │           └── InsufficientCredits   credits were to pay for it, and cannot
     ├── NotOffered                501  the operator has not set it up
     ├── ServiceUnavailable        503  a part we need is away; try again
+    │   ├── ModelServerLost           a model server is not reached, or the connection broke
+    │   ├── ModelServerBusy           a model server has no room for it now
+    │   └── ModelServerTimeout    504 a model server was given a time, and it has passed
     ├── GenerationError           ends a job as failed; never an HTTP error
     │   ├── ModelFailed           the model raised while it made this clip
     │   ├── OutOfMemory           the clip does not fit on the model's device
@@ -163,6 +167,12 @@ class TooManyQueued(Refused):
     code = "too_many_queued_jobs"
 
 
+class TooManyStreams(Refused):
+    """The user listens to as many clips as may be, while they are made."""
+
+    code = "too_many_streams"
+
+
 class InsufficientQuota(Refused):
     """The day's allowance is used up, and the tier has nothing beyond it."""
 
@@ -205,6 +215,25 @@ class ServiceUnavailable(ReelserveError):
     status = 503
     code = "service_unavailable"
     retryable = True
+
+
+class ModelServerLost(ServiceUnavailable):
+    """A model server is not reached, or the connection to it broke while it worked."""
+
+    code = "model_server_unreachable"
+
+
+class ModelServerBusy(ServiceUnavailable):
+    """A model server has as many requests as it takes."""
+
+    code = "model_server_overloaded"
+
+
+class ModelServerTimeout(ServiceUnavailable):
+    """A model server was given a time for this, and it has passed."""
+
+    status = 504
+    code = "model_server_timeout"
 
 
 class GenerationError(ReelserveError):

@@ -11,13 +11,23 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from serving.jobs import BUCKETS_S, TERMINAL, Histogram, PoolState
-from serving.plan.catalog import Model
-from serving.plan.classes import CLASSES
+from serving.plan.classes import CLASSES, Offered
 
 BY_CLASS = ["model", "class"]
 
 REFUSALS = (
-    *("rate", "own", "pool", "generations", "gpu", "priority", "credits", "max_credits", "debt"),
+    *(
+        "rate",
+        "own",
+        "streams",
+        "pool",
+        "generations",
+        "gpu",
+        "priority",
+        "credits",
+        "max_credits",
+        "debt",
+    ),
     "mismatch",
 )
 """Reasons that ``submit.lua`` has."""
@@ -46,7 +56,7 @@ TALLIES = {
 class JobCollector(Collector):
     """Each pool as of one moment; ``models`` are those of the pools."""
 
-    def __init__(self, pools: Mapping[str, PoolState], models: Mapping[str, Model]) -> None:
+    def __init__(self, pools: Mapping[str, PoolState], models: Mapping[str, Offered]) -> None:
         self._pools = pools
         self._models = models
 

@@ -15,6 +15,7 @@
 -- <cell>:user:<user>          hash    tier, created_at; serving/api/users.py writes it
 -- <cell>:user:<user>:jobs     zset    the user's job ids by seq
 -- <cell>:user:<user>:running  hash    by id those that are leased; '': as small as a set of numbers
+-- <cell>:user:<user>:inline   hash    the same of those that are streamed as they are made: _inline.lua
 -- <cell>:user:<user>:lines    hash    by "<pool> <class>" how many of them wait there
 -- <cell>:parked               set     users some of whose jobs wait, as many as may are running
 -- <cell>:same:<user>:<sha256> string  the job made of this body last, for a short while

@@ -223,9 +223,9 @@ end
 -- A lease ended. The tenant was charged what the job would have spent by its end, over the weight it
 -- had then; now it is known what it has. lost: the work that no checkpoint saved counts as not done.
 local function settle(id, pool, lost)
-  local user, class, charged, weight, spent, total, left = unpack(redis.call('HMGET', key('job', id),
-    'user', 'class', 'charged_ms', 'weight', 'spent_ms', 'est_device_ms', 'left_device_ms'))
-  redis.call('HDEL', key('user', user, 'running'), id)
+  local user, class, charged, weight, spent, total, left, inline = unpack(redis.call('HMGET', key('job', id),
+    'user', 'class', 'charged_ms', 'weight', 'spent_ms', 'est_device_ms', 'left_device_ms', 'inline'))
+  redis.call('HDEL', key('user', user, inline and 'inline' or 'running'), id)
   if charged then
     spent = tonumber(spent or 0)
     if lost then

@@ -23,13 +23,17 @@ local function give_back_allowance(id, state)
   end
 end
 
--- What was held for a job that ended is taken if it was made, and else given back.
+-- What was held for a job that ended is taken if it was made, and else given back. Of one that was heard
+-- while it was made, what that costs is taken when its listener left.
 local function settle_credits(id, state)
-  local credits = job_field(id, 'credits')
+  local credits, made = unpack(redis.call('HMGET', key('job', id), 'credits', 'made_credits'))
   if not credits then
     return
   elseif state == 'completed' then
     capture(id, tonumber(credits))
+  elseif state == 'cancelled' and tonumber(made or 0) > 0 then
+    capture(id, tonumber(made))
+    redis.call('HSET', key('job', id), 'credits', made)
   else
     release(id)
     redis.call('HSET', key('job', id), 'credits', 0)
@@ -53,7 +57,7 @@ local function finish(id, pool, state, name, value)
   redis.call('HDEL', key('job', id), 'checkpoint', 'checkpoint_step', 'preview', 'preview_step')
   redis.call('ZADD', key('expiring'), expires, id)
   redis.call('HINCRBY', key('ended', pool), state, 1)
-  if state ~= 'completed' then
+  if state ~= 'completed' and not job_field(id, 'inline') then
     redis.call('ZADD', key('garbage'), now, id)
   end
 end
@@ -73,21 +77,24 @@ end
 
 -- Forget an ended job. Its files are garbage from now on.
 local function forget(id)
-  local user = job_field(id, 'user')
-  redis.call('SET', key('gone', id), job_field(id, 'seq') .. ' ' .. user, 'EX', 3600)
-  redis.call('ZREM', key('user', user, 'jobs'), id)
+  local user, seq, inline = unpack(redis.call('HMGET', key('job', id), 'user', 'seq', 'inline'))
   redis.call('ZREM', key('expiring'), id)
   redis.call('DEL', key('job', id))
+  if inline then
+    return  -- it has no files, and is in no list
+  end
+  redis.call('SET', key('gone', id), seq .. ' ' .. user, 'EX', 3600)
+  redis.call('ZREM', key('user', user, 'jobs'), id)
   redis.call('ZADD', key('garbage'), now_ms(), id)
 end
 
 -- The replica that ran this job is gone: it returns to its place, or ends as failed with
--- lost_error once it was tried attempts_max times.
+-- lost_error once it was tried attempts_max times, or has lost its listener.
 local function lose(id, pool, attempts_max, lost_error)
   drop_run(id, pool)
   count(pool, 'lease_lost')
   waste_steps(pool, 'lost', unsaved_steps(id, job_field(id, 'step')))
-  if tonumber(job_field(id, 'attempts')) >= attempts_max then
+  if tonumber(job_field(id, 'attempts')) >= attempts_max or job_field(id, 'inline') then
     finish(id, pool, 'failed', 'error', lost_error)
   else
     -- What its checkpoint does not save is done again, and not at the tenant's expense.

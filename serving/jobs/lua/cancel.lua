@@ -2,8 +2,9 @@
 -- A queued or running job becomes cancelled at once: that makes the fence of the run stale, and
 -- the replica is told to stop at its next step. A job that has ended stays as it is.
 local id, user, error = ARGV[1], ARGV[2], ARGV[3]
-local got = redis.call('HMGET', key('job', id), 'user', 'pool', 'state')
-if got[1] ~= user then
+-- Of one that is streamed nobody but its listener has a say, by leaving.
+local got = redis.call('HMGET', key('job', id), 'user', 'pool', 'state', 'inline')
+if got[1] ~= user or got[4] then
   return {}
 end
 if got[3] == 'queued' or got[3] == 'in_progress' then

@@ -1,11 +1,13 @@
 -- submit(id, user, pool, asked, shape, rows, est_device_ms, queued_max, retention_ms, service_tier,
 -- body, idempotency_key, idempotent_ms, retried, retry_ms, price, max_credits, inside, beyond,
--- generations, gpu_ms, queued_jobs, per_minute, days, surge_generations, surge_inside, surge_ms, dry)
+-- generations, gpu_ms, queued_jobs, per_minute, days, surge_generations, surge_inside, surge_ms, dry,
+-- inline_ms, holder, inline_own)
 -- -> {outcome, …}; '' is none
---   {'accepted', limits, "seq created_ms class from credits"}; if dry, it would be, and nothing is written
+--   {'accepted', limits, "seq created_ms class from credits"}; if dry, it would be, and nothing is written;
+--     if inline, the fence of its lease behind it
 --   {'replayed', limits, the job's hash or {} if it was deleted, the stored response or ''}
 --   {'mismatch'}: the key was used for another body
---   {'rate' | 'pool' | 'own' | 'generations' | 'gpu' | 'priority', limits, in how long (ms, or -1)}
+--   {'rate' | 'pool' | 'own' | 'streams' | 'generations' | 'gpu' | 'priority', limits, in how long (ms, or -1)}
 --   {'credits' | 'max_credits' | 'debt', limits, the same, what may be spent, what is owed}: there are not
 --     enough, it costs more than the caller said, or something is owed
 -- limits: as _admission.lua has them. price (milli-credits): '' where nobody said that credits may pay for
@@ -14,11 +16,14 @@
 -- against the rate.
 -- Safe to repeat with the same id after a lost answer: the job is there once.
 -- The pool's queue holds queued_max jobs, the last of them only of the higher classes.
+-- As submit_inline, with inline_ms, it does not enqueue: holder has a lease of inline_ms at once (_inline.lua).
+-- Then queued_max bounds what is streamed in the pool, and inline_own what is of this user.
 -- It is the one script whose rate bounds all others, so it asks nothing twice.
 local QUEUE_SHARE = {burst = 1, standard = 0.9, relaxed = 0.8}
 local id, user, pool, asked, shape, rows, est, queued_max, retention_ms, service_tier, body,
   idempotency_key, idempotent_ms, retried, retry_ms, price, max_credits, inside, beyond, generations,
-  gpu_ms, queued_jobs, per_minute, days, surge_generations, surge_inside, surge_ms, dry = unpack(ARGV)
+  gpu_ms, queued_jobs, per_minute, days, surge_generations, surge_inside, surge_ms, dry, inline_ms, holder,
+  inline_own = unpack(ARGV)
 local now, est_device_ms = now_ms(), tonumber(est)
 local limits = limits_now(user, pool, now, days, per_minute, surge_ms)
 local function note_refused(reason)
@@ -28,11 +33,11 @@ local function note_refused(reason)
 end
 
 -- Who was here already.
-local seq, created_ms, was_class, was_from, was_credits =
-  unpack(redis.call('HMGET', key('job', id), 'seq', 'created_ms', 'class', 'from', 'credits'))
+local seq, created_ms, was_class, was_from, was_credits, fence =
+  unpack(redis.call('HMGET', key('job', id), 'seq', 'created_ms', 'class', 'from', 'credits', 'fence'))
 if seq then
   return {'accepted', limits_told(limits),
-    table.concat({seq, created_ms, was_class, was_from, was_credits or '0'}, ' ')}
+    table.concat({seq, created_ms, was_class, was_from, was_credits or '0', inline_ms and fence or nil}, ' ')}
 end
 local remembered = idempotency_key ~= '' and key('idempotent', user, idempotency_key)
 if remembered then
@@ -68,7 +73,7 @@ if per_minute ~= '' then
     return {'rate', limits_told(limits), wait_ms}
   end
 end
-if queued_jobs ~= '' and queued_of(user) >= tonumber(queued_jobs) then
+if not inline_ms and queued_jobs ~= '' and queued_of(user) >= tonumber(queued_jobs) then
   keep_used(user, limits, dry)
   note_refused('own')
   return {'own', limits_told(limits), -1}
@@ -122,10 +127,14 @@ if not class then
     string.format('%d', owed)}
 end
 local queued = redis.call('ZCARD', key('queued', pool))
-if queued >= queued_max * QUEUE_SHARE[class] then
+local no_room = queued >= queued_max * QUEUE_SHARE[class] and 'pool'
+if inline_ms then
+  no_room = no_room_inline(pool, user, queued_max * QUEUE_SHARE[class], tonumber(inline_own))
+end
+if no_room then
   keep_used(user, limits, dry)
-  note_refused('pool')
-  return {'pool', limits_told(limits), -1}
+  note_refused(no_room)
+  return {no_room, limits_told(limits), -1}
 elseif dry == '1' then
   return {'accepted', limits_told(limits),
     string.format('0 %d %s %s %d', now, class, from, credits)}
@@ -151,6 +160,11 @@ keep_used(user, limits)
 redis.call('HSET', key('job', id), 'id', id, 'user', user, 'pool', pool, 'seq', seq, 'state', 'queued',
   'class', class, 'from', from, 'shape', shape, 'rows', rows, 'est_device_ms', est,
   'created_ms', now_text, 'retention_ms', retention_ms, 'asked', asked, unpack(more))
+if inline_ms then
+  fence = lease_inline(id, pool, user, class, est, now, tonumber(inline_ms), holder)
+  return {'accepted', limits_told(limits),
+    string.format('%s %s %s %s %d %s', seq, now_text, class, from, credits, fence)}
+end
 redis.call('ZADD', key('user', user, 'jobs'), seq, id)
 if queued == 0 then
   redis.call('SADD', key('pools'), pool)

@@ -15,7 +15,7 @@ local function forget_counters(pool, class)
   local kept = 0
   for _, user in ipairs(users) do
     if redis.call('HEXISTS', key('user', user, 'lines'), pool .. ' ' .. class) == 0
-        and redis.call('EXISTS', key('user', user, 'running')) == 0 then
+        and redis.call('EXISTS', key('user', user, 'running'), key('user', user, 'inline')) == 0 then
       redis.call('ZREM', counters, user)
       redis.call('ZREM', key('floors', pool, class), user)
     else

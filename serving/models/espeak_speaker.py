@@ -1,0 +1,54 @@
+"""Speech by espeak-ng in this process: for a machine without Triton."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from serving.models.espeak import espeak, spoken_speed
+from serving.plan.speech import Voice
+
+
+class EspeakSpeaker:
+    """A :class:`~serving.plan.speech.Speaker`. Sentences are said one at a time, on a thread of its
+    own, in the order in which anybody asked for them: so callers take turns.
+
+    :class:`ConfigError` where there is no espeak-ng.
+    """
+
+    def __init__(self) -> None:
+        self._engine = espeak()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="espeak")
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return self._engine.sample_rate_hz
+
+    def spoken_speed(self, speed: float) -> float:
+        return spoken_speed(speed)
+
+    async def voices(self) -> Sequence[Voice]:
+        return self._engine.voices
+
+    async def ready(self) -> bool:
+        return True
+
+    async def speak(
+        self, sentences: Sequence[str], voice: str, speed: float
+    ) -> AsyncGenerator[bytes, None]:
+        self._engine.check_voice(voice)
+        loop, stopped = asyncio.get_running_loop(), threading.Event()
+
+        def say(sentence: str) -> bytes:
+            return self._engine.say(sentence, voice, speed, lambda: not stopped.is_set())
+
+        try:
+            for sentence in sentences:
+                yield await loop.run_in_executor(self._thread, say, sentence)
+        finally:
+            stopped.set()
+
+    async def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)

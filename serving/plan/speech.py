@@ -1,0 +1,50 @@
+"""Speech: what a voice is, and what everything that speaks can be asked for.
+
+Plain values. Who implements :class:`Speaker` says so in its own room; audio is bytes here, 16-bit
+little-endian mono PCM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Gender = Literal["female", "male", "neutral"]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One way to sound. ``language`` is a BCP 47 tag in lower case, such as ``en-us``."""
+
+    id: str
+    name: str
+    language: str
+    gender: Gender
+
+
+class Speaker(Protocol):
+    """Makes sentences heard. One interface, wherever the model runs."""
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Of all that it says."""
+
+    async def voices(self) -> Sequence[Voice]:
+        """Those it has now, by id."""
+
+    def speak(self, sentences: Sequence[str], voice: str, speed: float) -> AsyncIterator[bytes]:
+        """Each sentence's PCM, in order, as soon as it is there; pauses included.
+
+        ``speed``: 1 is normal, and the nearest it can do is taken (:meth:`spoken_speed`). Closing
+        the iterator stops the work. Raises :class:`InvalidRequest` for a voice it has not, a
+        retryable :class:`ServiceUnavailable` when its engine is away for longer than it bears.
+        """
+
+    async def ready(self) -> bool:
+        """Whether it could speak now. A server that was never held to what the catalog says of it
+        is held to it first: :class:`ConfigError` with the differences, a retryable
+        :class:`ServiceUnavailable` while it is away."""
+
+    def spoken_speed(self, speed: float) -> float:
+        """The nearest speed it can speak at; the rest is time-stretching."""
