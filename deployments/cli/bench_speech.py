@@ -17,15 +17,15 @@ def speech(
     requests: Annotated[int, typer.Option(min=1, max=1000, help="How many, one by one.")] = 50,
     response_format: Annotated[str, typer.Option(help="mp3, opus, aac, flac, wav or pcm.")] = "mp3",
     videos: Annotated[
-        bool, typer.Option(help="Again while videos of the demo model take every slot.")
+        bool, typer.Option(help="Again while videos of the demo model take every place.")
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the time to the first byte of a sentence of thirty words.
 
     One request after another, on a stack of its own; GET /healthz on the same connection is the
-    baseline. Then again while as many videos run as there are slots. Exit code 1 if a request
-    fails; whether the targets were met is in the result.
+    baseline. Then again while as many videos as there are slots run, or wait for a place. Exit code
+    1 if a request fails; whether the targets were met is in the result.
 
     Examples:
       reelserve bench speech
