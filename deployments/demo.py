@@ -25,6 +25,7 @@ from deployments.stack import LocalStack
 from serving.plan.errors import ConfigError
 
 PROMPT = "a red ball moving right on a white background"
+SEED = 1
 STAGES = {
     "queued_s": "waiting in the queue",
     "encode_s": "text encoding",
@@ -72,7 +73,9 @@ def main() -> int:
 
 def generate(client: OpenAI, console: Console, prompt: str, out: Path) -> bool:
     """Submit, wait with a bar, download and report; False if the job did not complete."""
-    video = client.videos.create(model="sora-2", prompt=prompt, seconds="4")
+    video = client.videos.create(
+        model="sora-2", prompt=prompt, seconds="4", extra_body={"seed": SEED}
+    )
     console.print(f"submitted {video.id}: {prompt!r}")
     with Progress(
         TextColumn("{task.description:>10}"),
@@ -114,6 +117,9 @@ def _report(console: Console, video: Video, out: Path) -> None:
     console.print(
         f"\n[bold]{out}[/]: {video.seconds} s at {video.size}, {out.stat().st_size:,} bytes"
     )
+    from deployments.demo_models.video.checker import frames_of, see
+
+    console.print(f"  a checker sees [bold]{see(frames_of(out.read_bytes()))}")
     for name, label in STAGES.items():
         console.print(f"  {extra['timings'][name]:7.2f} s  {label}")
 

@@ -22,6 +22,7 @@ from autoscale.settings import AutoscaleSettings
 from deployments.audit import Follower
 from deployments.connections import open_redis
 from deployments.data_dir import AUDIT_COPY, REDIS, lock_data_dir
+from deployments.demo_models import install
 from deployments.haproxy import end_orphan, haproxy_environment, use_haproxy
 from deployments.payments import SANDBOX_SECRET, check_sandbox, open_shop
 from deployments.redis_server import RedisServer, free_port
@@ -87,7 +88,7 @@ class LocalStack:
         self._lock_data_dir()
         self._check_port()
         if "demo-wan" in catalog.models:
-            self._build_demo_model()
+            self._install_demo_model()
         if self.settings.redis_url is None:
             self._start_redis()
         self._open_redis()
@@ -131,14 +132,10 @@ class LocalStack:
                     f"({error.strerror}); choose another with --host or --port"
                 ) from None
 
-    def _build_demo_model(self) -> None:
+    def _install_demo_model(self) -> None:
         folder = self.settings.models_folder / "demo-wan"
-        if (folder / "model_index.json").exists():
-            return
-        self._progress("making the demo model")
-        from serving.models.demo import build_demo
-
-        build_demo(folder)
+        if not (folder / "model_index.json").exists():
+            install("demo-wan", folder)
 
     def _start_redis(self) -> None:
         self._progress("starting redis-server")

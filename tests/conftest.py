@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from deployments.demo_models import install
 from deployments.redis_server import RedisServer
 from deployments.settings import StackSettings
 from serving.jobs import Cell, JobQueue, JobSettings, Leases, Upkeep
@@ -132,8 +133,6 @@ def demo_model() -> Model:
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder that holds the demo checkpoint."""
-    from serving.models.demo import build_demo
-
     folder = tmp_path_factory.mktemp("models")
-    build_demo(folder / "demo-wan")
+    install("demo-wan", folder / "demo-wan")
     return folder

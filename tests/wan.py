@@ -17,9 +17,9 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from serving.models.demo import LATENT_CHANNELS, TEXT_CHANNELS, demo_pipeline
 from serving.models.family import NO_INPUTS, Denoising, Inputs
 from serving.models.load import load_family
+from serving.models.tiny import LATENT_CHANNELS, TEXT_CHANNELS, tiny_pipeline
 from serving.models.wan import WanFamily
 from serving.models.wan_inputs import inputs_of
 from serving.plan.catalog import BatchPolicy, LoadOptions, Model, PathWeights
@@ -74,7 +74,7 @@ def transformer(seed: int, **changes: Any) -> WanTransformer3DModel:
 
 def _parts(**changes: Any) -> dict[str, Any]:
     parts = {
-        name: part for name, part in demo_pipeline().components.items() if name != "transformer_2"
+        name: part for name, part in tiny_pipeline().components.items() if name != "transformer_2"
     }
     return {**parts, "transformer": transformer(1), **changes}
 

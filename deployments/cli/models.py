@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +10,11 @@ import typer
 
 from deployments.cli.client import Client
 from deployments.cli.errors import CliError
-from deployments.cli.output import USER_ENVIRONMENT, JsonOption, Output, reporting, table
+from deployments.cli.output import USER_ENVIRONMENT, JsonOption, reporting, table
+from deployments.demo_models import install
 from serving.plan.errors import ConfigError
 
-app = typer.Typer(help="See what is served; build the demo model.", no_args_is_help=True)
+app = typer.Typer(help="See what is served; install the demo model.", no_args_is_help=True)
 
 DEMO = "demo-wan"
 
@@ -67,11 +66,11 @@ def _range(limits: Mapping[str, Any]) -> str:
 
 
 @app.command(
-    "build-demo",
+    "install-demo",
     epilog="Environment: REELSERVE_DATA_DIR (default ~/.local/share/reelserve), "
     "REELSERVE_MODELS_DIR (default: models in the data directory).",
 )
-def build(
+def install_demo(
     folder: Annotated[
         Path | None,
         typer.Option("--dir", help="Where to put it, instead of demo-wan in the models folder."),
@@ -84,20 +83,20 @@ def build(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the demo checkpoint: the real Wan architecture, tiny, with random weights.
+    """Put the demo checkpoint, which comes with Reelserve, where models are loaded from.
 
-    `reelserve up` does this by itself. It needs no network and no GPU and takes seconds;
-    one that is there already is replaced. Prints the folder.
+    `reelserve up` does this by itself where there is none. One that is there already is
+    replaced. Prints the folder.
 
-    Example: reelserve models build-demo --dir /srv/models/demo-wan
+    Example: reelserve models install-demo --dir /srv/models/demo-wan
     """
     with reporting(as_json) as out:
         target = folder if folder is not None else _default_folder(data_dir)
         target = target.expanduser().resolve()
         if folder is not None and not force:
             _require_unused(target)
-        built = _build(target, out)
-        out.result({"model": DEMO, "folder": str(built)}, str(built))
+        _install(target)
+        out.result({"model": DEMO, "folder": str(target)}, str(target))
 
 
 def _default_folder(data_dir: Path | None) -> Path:
@@ -110,7 +109,7 @@ def _default_folder(data_dir: Path | None) -> Path:
 
 
 def _require_unused(folder: Path) -> None:
-    """Building replaces the folder, so one that holds anything is somebody's."""
+    """Installing replaces the folder, so one that holds anything is somebody's."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CliError(
             f"{folder} is not empty; --force replaces a checkpoint that is there.",
@@ -118,15 +117,10 @@ def _require_unused(folder: Path) -> None:
         )
 
 
-def _build(folder: Path, out: Output) -> Path:
-    out.note("Making the demo model")
-    # The libraries below may print, and stdout is the result's.
-    with redirect_stdout(sys.stderr):
-        from serving.models.demo import build_demo
-
-        try:
-            return build_demo(folder)
-        except ConfigError as error:
-            raise CliError(error.message, code=error.code) from None
-        except OSError as error:
-            raise CliError(f"cannot write {folder}: {error}", code="cannot_write") from error
+def _install(folder: Path) -> None:
+    try:
+        install(DEMO, folder)
+    except ConfigError as error:
+        raise CliError(error.message, code=error.code) from None
+    except OSError as error:
+        raise CliError(f"cannot write {folder}: {error}", code="cannot_write") from error

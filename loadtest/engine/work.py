@@ -27,9 +27,9 @@ from serving.engine import (
     pack,
 )
 from serving.models import solver
-from serving.models.demo import demo_pipeline
 from serving.models.text_embedding import embed
 from serving.models.text_states import TextStates
+from serving.models.tiny import tiny_pipeline
 from serving.models.wan import WanFamily
 from serving.plan.catalog import BatchPolicy, CheckpointPolicy, Model, PreviewPolicy
 from serving.plan.clip import ClipSpec
@@ -92,14 +92,14 @@ class Bench:
         self.slots = model.placement.slots
         self.prompt_tokens = model.load.prompt_tokens
         # One of its own for the library: ours reads prompts in another way.
-        self._library = demo_pipeline()
+        self._library = tiny_pipeline()
         self._library.set_progress_bar_config(disable=True)
-        self._hand = demo_pipeline()
+        self._hand = tiny_pipeline()
         self._hand_states = TextStates(self._hand.transformer)
 
     def family(self, batch: BatchPolicy | None = None) -> WanFamily:
         return WanFamily(
-            demo_pipeline(),
+            tiny_pipeline(),
             device=CPU,
             prompt_tokens=self.prompt_tokens,
             batch=batch or self.shipped,

@@ -31,8 +31,8 @@ from loadtest.policies.work import (
     rows_of,
 )
 from serving.engine import Began, Denoised, Engine, Event, Failed, Stepped
-from serving.models.demo import demo_pipeline
 from serving.models.family import Family
+from serving.models.tiny import tiny_pipeline
 from serving.models.wan import WanFamily
 from serving.plan.catalog import BatchPolicy, CheckpointPolicy
 from serving.plan.clip import ClipSpec
@@ -59,7 +59,7 @@ def tiny_wan() -> Family:
     """The demo model, in batches as the mix has them; a lone job does not pay for a full one."""
     rows_from_tokens = {_tokens(kind): ROWS_PER_JOB * kind.jobs_max for kind in KINDS}
     return WanFamily(
-        demo_pipeline(),
+        tiny_pipeline(),
         device=torch.device("cpu"),
         prompt_tokens=PROMPT_TOKENS,
         batch=BatchPolicy(rows_from_tokens=rows_from_tokens, reproducible="fast"),

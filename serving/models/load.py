@@ -45,7 +45,11 @@ def weights_source(model: Model, models_dir: Path) -> tuple[str, str | None]:
         return weights.hub, weights.revision
     folder = Path(weights.path.format(models_dir=models_dir)).expanduser()
     if not (folder / "model_index.json").is_file():
-        hint = "; `reelserve models build-demo` makes it" if model.id.startswith("demo-") else ""
+        hint = (
+            "; `reelserve models install-demo` puts it there"
+            if model.id.startswith("demo-")
+            else ""
+        )
         raise ConfigError(f"model '{model.id}': there is no checkpoint in {folder}{hint}")
     return str(folder), None
 

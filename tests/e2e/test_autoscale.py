@@ -111,7 +111,7 @@ class Cluster:
         return float(found[1])
 
     def crowd(self, name: str, jobs: int, **more: Any) -> list[str]:
-        fields = {"model": name, "seconds": 4, "steps": STEPS, "size": "256x144", **more}
+        fields = {"model": name, "seconds": 4, "steps": STEPS, "size": "128x128", **more}
         return [create(self.client, seed=seed, **fields) for seed in range(jobs)]
 
     def all_complete_and_none_starts_over(self, name: str, videos: list[str]) -> None:

@@ -101,5 +101,5 @@ def test_keys_are_made_and_revoked(stack: Stack) -> None:
 def test_models_and_status(stack: Stack, tmp_path: Path) -> None:
     assert answer(stack, "models", "list")["data"][0]["id"] == "demo-wan"
     assert "demo-wan" in answer(stack, "status")["pools"]
-    run(stack, "models", "build-demo", "--dir", str(tmp_path / "demo"))
+    run(stack, "models", "install-demo", "--dir", str(tmp_path / "demo"))
     assert (tmp_path / "demo" / "model_index.json").exists()

@@ -310,7 +310,7 @@ async def test_a_stack_keeps_a_copy_of_its_own_ledger(
     # Without what needs Ray.
     monkeypatch.setattr(stack, "_start_ray", lambda: None)
     monkeypatch.setattr(stack, "_start_serve", lambda: None)
-    monkeypatch.setattr(stack, "_build_demo_model", lambda: None)
+    monkeypatch.setattr(stack, "_install_demo_model", lambda: None)
     await asyncio.to_thread(stack.__enter__)
     assert stack.settings.redis_url is not None
     url = stack.settings.redis_url.get_secret_value()

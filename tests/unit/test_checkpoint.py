@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.engine.checkpoint import VERSION, Snapshot, capture, pack, restore, unpack
-from serving.models.demo import demo_pipeline
 from serving.models.family import Denoising
 from serving.models.fingerprint import fingerprint
+from serving.models.tiny import tiny_pipeline
 from serving.models.wan import WanFamily
 from serving.plan.catalog import LoadOptions, Model
 from serving.plan.errors import CheckpointCorrupt, CheckpointForeign
@@ -39,7 +39,7 @@ SOLVERS = {
 
 
 def family_with(solver: str) -> WanFamily:
-    pipeline = demo_pipeline()
+    pipeline = tiny_pipeline()
     pipeline.register_modules(scheduler=SOLVERS[solver]())
     return WanFamily(pipeline, device=torch.device("cpu"), prompt_tokens=16, fingerprint=PRINT)
 
@@ -159,9 +159,9 @@ def test_a_solver_that_keeps_something_else_says_so() -> None:
 def test_fingerprints_tell_models_apart(demo_model: Model) -> None:
     model = demo_model
     other_load = model.model_copy(update={"load": LoadOptions(dtype="float32", prompt_tokens=7)})
-    pipeline, cpu = demo_pipeline(), torch.device("cpu")
+    pipeline, cpu = tiny_pipeline(), torch.device("cpu")
     first = fingerprint(model, pipeline, cpu)
-    assert fingerprint(model, demo_pipeline(), cpu) == first
+    assert fingerprint(model, tiny_pipeline(), cpu) == first
     assert fingerprint(other_load, pipeline, cpu) != first
     with torch.no_grad():
         for parameter in pipeline.transformer.parameters():

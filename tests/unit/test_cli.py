@@ -678,10 +678,10 @@ def test_what_cannot_be_an_id_is_a_usage_error(api: Script, video_id: str) -> No
     assert not api.requests
 
 
-def test_building_the_demo_never_deletes_a_folder_in_use(api: Script, tmp_path: Path) -> None:
+def test_installing_the_demo_never_deletes_a_folder_in_use(api: Script, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
 
-    result = reelserve("models", "build-demo", "--dir", str(tmp_path))
+    result = reelserve("models", "install-demo", "--dir", str(tmp_path))
 
     assert result.exit_code == 1
     assert "is not empty" in result.stderr

@@ -32,9 +32,9 @@ from serving.engine import (
 from serving.engine.checkpoint import Copier
 from serving.engine.run import Run
 from serving.engine.saving import SaveSchedule
-from serving.models.demo import demo_pipeline
 from serving.models.family import NO_INPUTS, Denoising, Frames
 from serving.models.previews import Picture
+from serving.models.tiny import tiny_pipeline
 from serving.models.wan import WanFamily
 from serving.plan.catalog import BatchPolicy, CheckpointPolicy, PreviewPolicy
 from serving.plan.clip import ClipSpec
@@ -91,7 +91,7 @@ class Driver:
         *,
         decode_beside: bool = False,
     ) -> None:
-        self.pipeline = demo_pipeline()
+        self.pipeline = tiny_pipeline()
         self.forwards: list[int] = []
         self.pipeline.transformer.register_forward_hook(
             lambda module, inputs, output: self.forwards.append(len(output[0]))

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from serving.models.demo import demo_pipeline
 from serving.models.family import Denoising
 from serving.models.load import load_family
 from serving.models.previews import LatentToRgb, fit_latent_to_rgb, synthetic_pictures
+from serving.models.tiny import tiny_pipeline
 from serving.models.wan import WanFamily
 from serving.plan.catalog import LoadOptions, Model, PathWeights
 from serving.plan.errors import ConfigError
@@ -51,7 +51,7 @@ def pooled(pictures: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def family() -> WanFamily:
-    made = WanFamily(demo_pipeline(), device=CPU, prompt_tokens=16)
+    made = WanFamily(tiny_pipeline(), device=CPU, prompt_tokens=16)
     made.fit_previews()
     return made
 
@@ -138,7 +138,7 @@ def test_a_preview_shows_the_middle_latent_frame_a_pixel_each(family: WanFamily)
 
 @pytest.mark.parametrize("solver", ["unipc", "euler"])
 def test_a_preview_is_where_the_last_step_saw_the_clip_end(solver: str) -> None:
-    pipeline = demo_pipeline()
+    pipeline = tiny_pipeline()
     if solver == "euler":
         pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
     family = WanFamily(pipeline, device=CPU, prompt_tokens=16)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from serving.models.demo import demo_pipeline
 from serving.models.prompts import PromptCache
+from serving.models.tiny import tiny_pipeline
 from serving.models.wan import WanFamily
 from tests.jobs import spec
 
@@ -90,8 +90,8 @@ def test_a_clip_has_the_same_bits_with_and_without_the_cache() -> None:
             family.step([run])
         return run.latents
 
-    without = latents(WanFamily(demo_pipeline(), device=CPU, prompt_tokens=16))
-    family = WanFamily(demo_pipeline(), device=CPU, prompt_tokens=16, prompt_cache_bytes=10**6)
+    without = latents(WanFamily(tiny_pipeline(), device=CPU, prompt_tokens=16))
+    family = WanFamily(tiny_pipeline(), device=CPU, prompt_tokens=16, prompt_cache_bytes=10**6)
     family.begin(spec(prompt="blur", negative_prompt="a red ball"))  # in company of another text
     assert torch.equal(latents(family), without)
     assert torch.equal(latents(family), without)
@@ -99,7 +99,7 @@ def test_a_clip_has_the_same_bits_with_and_without_the_cache() -> None:
 
 
 def test_the_text_encoder_rests_while_the_prompts_are_known() -> None:
-    pipeline = demo_pipeline()
+    pipeline = tiny_pipeline()
     forwards: list[int] = []
     pipeline.text_encoder.register_forward_hook(
         lambda module, inputs, output: forwards.append(len(output[0]))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from serving.models.demo import demo_pipeline
 from serving.models.text_embedding import embed
 from serving.models.text_states import TextStates
+from serving.models.tiny import tiny_pipeline
 from serving.models.wan import WanFamily
 from serving.plan.catalog import BatchPolicy, LoadOptions
 from tests.jobs import spec
@@ -23,7 +23,7 @@ ROW_BYTES = 2 * 4 * TOKENS * 128 * 4
 
 @pytest.fixture
 def transformer() -> WanTransformer3DModel:
-    return demo_pipeline().transformer
+    return tiny_pipeline().transformer
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +118,7 @@ def test_memory_that_is_too_small_changes_no_number_beyond_rounding() -> None:
     latents = []
     for size in (0, 1, 10**9):
         family = WanFamily(
-            demo_pipeline(),
+            tiny_pipeline(),
             device=CPU,
             prompt_tokens=TOKENS,
             batch=BatchPolicy(rows=4),
@@ -139,7 +139,7 @@ def test_offload_leaves_prompts_to_the_library() -> None:
 
 @pytest.mark.parametrize("text", ["", "a red ball", "x" * 200])
 def test_an_embedding_without_padding_is_the_pipelines(text: str) -> None:
-    pipeline = demo_pipeline()
+    pipeline = tiny_pipeline()
     expected, _ = pipeline.encode_prompt(
         text, do_classifier_free_guidance=False, max_sequence_length=64, device=CPU
     )

@@ -11,9 +11,9 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline
 
-from serving.models.demo import demo_pipeline
 from serving.models.family import Denoising
 from serving.models.load import load_family
+from serving.models.tiny import tiny_pipeline
 from serving.models.wan import WanFamily
 from serving.plan.catalog import HubWeights, LoadOptions, Model, PathWeights
 from serving.plan.errors import ConfigError, InvalidOutput
@@ -35,7 +35,7 @@ def pictures(family: WanFamily, run: Denoising) -> Any:
     return np.concatenate(list(family.decode(run)))
 
 
-@pytest.mark.parametrize("make", [demo_pipeline, wan.ti2v])
+@pytest.mark.parametrize("make", [tiny_pipeline, wan.ti2v])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 def test_latents_and_pictures_equal_the_pipelines(
     make: Callable[[], WanPipeline], guidance_scale: float
@@ -67,7 +67,7 @@ def test_latents_and_pictures_equal_the_pipelines(
 
 
 def test_decoding_in_chunks_equals_decoding_at_once() -> None:
-    pipeline = demo_pipeline()
+    pipeline = tiny_pipeline()
     run = finished(WanFamily(pipeline, device=CPU, prompt_tokens=64))
     whole = WanFamily(pipeline, device=CPU, prompt_tokens=64, chunked_decode=False)
     chunked = WanFamily(pipeline, device=CPU, prompt_tokens=64)
@@ -77,7 +77,7 @@ def test_decoding_in_chunks_equals_decoding_at_once() -> None:
 
 
 def test_runs_side_by_side_do_not_share_a_solver() -> None:
-    family = WanFamily(demo_pipeline(), device=CPU, prompt_tokens=64)
+    family = WanFamily(tiny_pipeline(), device=CPU, prompt_tokens=64)
     alone = finished(family, seed=3).latents
     first, second = family.begin(spec(seed=3)), family.begin(spec(seed=4, steps=7))
     while not first.done:
@@ -87,7 +87,7 @@ def test_runs_side_by_side_do_not_share_a_solver() -> None:
 
 
 def test_a_batch_advances_every_run_in_one_forward() -> None:
-    pipeline = demo_pipeline()
+    pipeline = tiny_pipeline()
     family = WanFamily(pipeline, device=CPU, prompt_tokens=64)
     forwards: list[int] = []
     pipeline.transformer.register_forward_hook(
@@ -104,14 +104,14 @@ def test_a_batch_advances_every_run_in_one_forward() -> None:
 
 
 def test_more_steps_than_the_training_schedule_has() -> None:
-    family = WanFamily(demo_pipeline(), device=CPU, prompt_tokens=8)
+    family = WanFamily(tiny_pipeline(), device=CPU, prompt_tokens=8)
     run = finished(family, steps=1100, render_width=32, render_height=32, guidance_scale=1.0)
     assert torch.isfinite(run.latents).all()
     assert isinstance(run.scheduler, UniPCMultistepScheduler)
 
 
 def test_latents_that_are_not_numbers_are_no_picture() -> None:
-    family = WanFamily(demo_pipeline(), device=CPU, prompt_tokens=8)
+    family = WanFamily(tiny_pipeline(), device=CPU, prompt_tokens=8)
     run = family.begin(spec())
     run.latents[0, 0, 0, 0, 0] = float("inf")
     with pytest.raises(InvalidOutput):
@@ -123,7 +123,7 @@ def load_with(model: Model, models_dir: Path, **changes: Any) -> Any:
 
 
 def test_a_missing_checkpoint_says_how_to_get_it(demo_model: Model, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="reelserve models build-demo"):
+    with pytest.raises(ConfigError, match="reelserve models install-demo"):
         load_family(demo_model, tmp_path)
 
 

@@ -1,14 +1,10 @@
-"""A tiny Wan checkpoint with random weights, made on the spot.
+"""A tiny Wan checkpoint with random weights, made on the spot, for tests and benches.
 
-It has every part a released checkpoint has and is loaded by the same code, so whatever
-works with it works with real weights; only its pictures mean nothing.
+It has every part a released checkpoint has, so whatever works with it works with real weights;
+only its pictures mean nothing.
 """
 
 from __future__ import annotations
-
-import shutil
-import tempfile
-from pathlib import Path
 
 import torch
 from diffusers import (
@@ -19,40 +15,13 @@ from diffusers import (
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
-from transformers.utils.logging import disable_progress_bar
-
-from serving.plan.errors import ConfigError
 
 SEED = 20261120
 TEXT_CHANNELS = 64
 LATENT_CHANNELS = 16
 
 
-def build_demo(folder: Path) -> Path:
-    """Write the checkpoint to ``folder`` by ``save_pretrained`` and return it.
-
-    All or nothing: a build that is interrupted leaves no folder behind. The same code and
-    library versions give the same weights. An earlier checkpoint is replaced; anything else
-    that is there raises :class:`ConfigError`.
-    """
-    empty = folder.is_dir() and not any(folder.iterdir())
-    if folder.exists() and not empty and not (folder / "model_index.json").is_file():
-        raise ConfigError(f"{folder} holds something that is not a checkpoint")
-    disable_progress_bar()  # it would flicker for a fraction of a second
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        demo_pipeline().save_pretrained(scratch)
-        scratch.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        scratch.replace(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
-
-
-def demo_pipeline() -> WanPipeline:
+def tiny_pipeline() -> WanPipeline:
     """The pipeline itself, on the CPU in float32."""
     tokenizer = byte_tokenizer()
     with torch.random.fork_rng(devices=[]):
