@@ -2,6 +2,7 @@
 
 :mod:`world` says which sounds there are and which are kept out of training, :mod:`captions` how
 they are described, :mod:`render` how they sound, :mod:`checker` what is heard in a clip.
-:mod:`codec`, :mod:`text` and :mod:`denoiser` are the trained parts, :mod:`train` and
+:mod:`latents` says what the codec's latents mean; :mod:`codec`, :mod:`text` and :mod:`denoiser` are
+the trained parts, :mod:`train` and
 :mod:`measure` the two commands.
 """

@@ -25,7 +25,7 @@ from diffusers import (
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import Tensor, nn
 
-from deployments.demo_models.sound.codec import LATENT_CHANNELS
+from deployments.demo_models.sound.latents import LATENT_CHANNELS
 from deployments.demo_models.sound.render import FRAMES
 from deployments.demo_models.sound.text import TEXT_CHANNELS
 

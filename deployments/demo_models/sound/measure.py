@@ -45,7 +45,7 @@ def questions(sounds: Sequence[Sound], captions: int, seeds: Sequence[int]) -> t
     """``captions`` different complete captions of every sound, each under every seed."""
     asked = []
     for index, sound in enumerate(sounds):
-        random = Random(f"measure {sound}")
+        random = Random(f"measure {sound}")  # noqa: S311
         texts: list[str] = []
         while len(texts) < captions:
             text = complete(sound, random)

@@ -1,13 +1,15 @@
-"""How the sounds of the demo world sound: rendered on the fly, from a seed.
+"""How the sounds of the demo world sound: a score from a seed, and audio from the score.
 
-Every pitch is *locked* to a grid of ``FRAME`` samples, the length of one latent of the codec: at
-each border of the grid the phase is a whole number of cycles. A latent then need not carry a
-phase that agrees with its neighbour's, which a denoiser of this size could not keep.
+A score says for every frame of 48 ms how loud each of fifteen pitches and two noises is. Every
+pitch is a whole number of cycles in a frame, and all begin and end on frames: what a frame sounds
+like then depends on its column of the score and its neighbours' alone, not on a phase that has
+to agree all along the clip, which a denoiser of this size could not keep.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,127 +18,144 @@ from numpy.typing import NDArray
 from deployments.demo_models.sound.world import DURATION_S_MAX, SAMPLING_RATE_HZ, Sound
 
 Audio = NDArray[np.float32]
-Curve = NDArray[np.float64]
+Score = NDArray[np.float64]
+"""[VOICES, FRAMES]: peak of a sine for the pitches, ``NOISE_RMS`` times that for the noises."""
 
 FRAME = 384
 FRAMES = 64
 SAMPLES = FRAME * FRAMES
 """3.072 s, the longest clip."""
-GRID_HZ = SAMPLING_RATE_HZ / FRAME
+FRAME_S = FRAME / SAMPLING_RATE_HZ
+CYCLES = (4, 5, 9, 11, 13, 16, 20, 24, 28, 32, 39, 48, 60, 68, 76)
+"""Of each pitch in a frame: two for drums (83 and 104 Hz), then a scale from 188 to 1583 Hz."""
+NOISES = ("hiss", "rumble")
+VOICES = len(CYCLES) + len(NOISES)
 
-PITCH_BINS: Mapping[str, tuple[int, int]] = {"low": (9, 13), "middle": (24, 32), "high": (60, 80)}
-"""Lowest and highest pitch, in steps of ``GRID_HZ``: 188-271, 500-667 and 1250-1667 Hz."""
+DRUMS = (0, 1)
+SCALE = tuple(range(2, len(CYCLES)))
+PITCH_VOICES: Mapping[str, tuple[int, ...]] = {
+    "low": (2, 3, 4),
+    "middle": (7, 8, 9),
+    "high": (12, 13, 14),
+}
 LEVELS: Mapping[str, tuple[float, float]] = {"soft": (0.07, 0.11), "loud": (0.42, 0.60)}
 """Peak of a sine, of full scale."""
-DRUM_BINS = (4, 5)
-NOISE_LEVEL = 0.6
-"""RMS of noise over the peak of a sine of the same loudness: about the same RMS."""
+NOISE_RMS = 0.6
+HIT = (1.0, 0.6, 0.2, 0.06)
+"""Level of a drum, frame by frame."""
+RAMP = 96
+"""Samples over which a level changes between two frames."""
 
 
-def render(sound: Sound, duration_s: float, seed: int) -> Audio:
-    """``sound`` as [SAMPLES] in [-1, 1]; silence after ``duration_s``.
+def compose(sound: Sound, duration_s: float, seed: int) -> Score:
+    """The score of ``sound``, silent from the last whole frame before ``duration_s``.
 
-    Where the axes leave room (exact pitch, level, lengths, gaps), ``seed`` decides.
+    Where the axes leave room (exact pitch, level, lengths, gaps), ``seed`` decides. Raises
+    ValueError for a duration over ``DURATION_S_MAX``.
     """
     if not 0 < duration_s <= DURATION_S_MAX:
         raise ValueError(f"a sound lasts up to {DURATION_S_MAX} s, not {duration_s}")
     random = np.random.default_rng(seed)
+    score = np.zeros((VOICES, FRAMES))
     level = random.uniform(*LEVELS[sound["loudness"]])
-    made = _RENDERERS[sound.kind](sound, duration_s, random)
-    end = int(duration_s * SAMPLING_RATE_HZ)
-    made[end:] = 0.0
-    return (level * made).astype(np.float32)
+    _COMPOSERS[sound.kind](score, sound, int(duration_s / FRAME_S + 1e-6), random)
+    return level * score
 
 
-def _seconds() -> Curve:
-    return np.arange(SAMPLES) / SAMPLING_RATE_HZ
+def perform(score: Score, seed: int) -> Audio:
+    """The audio of ``score``, [SAMPLES] in [-1, 1]; ``seed`` makes the noise."""
+    audio = np.zeros(SAMPLES)
+    for voice in np.flatnonzero(score.any(axis=1)):
+        if voice < len(CYCLES):
+            audio += _envelope(score[voice]) * _wave(CYCLES[voice])
+        else:
+            noise = np.clip(_noise_wave(NOISES[voice - len(CYCLES)], seed), -2.4, 2.4)
+            audio += NOISE_RMS * _envelope(score[voice]) * noise
+    return audio.astype(np.float32)
 
 
-def _locked_wave(frequency_hz: Curve) -> Curve:
-    """A tone with a little of its octave, peak about 1, whose pitch follows [SAMPLES] in Hz."""
-    cycles = np.concatenate([[0.0], np.cumsum(frequency_hz) / SAMPLING_RATE_HZ])
-    borders = np.arange(0, SAMPLES + 1, FRAME)
-    correction = np.round(cycles[borders]) - cycles[borders]
-    locked = cycles[:-1] + np.interp(np.arange(SAMPLES), borders, correction)
-    return 0.9 * np.sin(2 * np.pi * locked) + 0.2 * np.sin(4 * np.pi * locked)
+def render(sound: Sound, duration_s: float, seed: int) -> Audio:
+    """``sound`` as [SAMPLES] in [-1, 1]; silence after ``duration_s``."""
+    return perform(compose(sound, duration_s, seed), seed)
 
 
-def _gate(start_s: float, length_s: float, ramp_s: float = 0.012) -> Curve:
-    """1 for ``length_s`` from ``start_s``, with ramps of half a cosine."""
-    into = np.minimum(_seconds() - start_s, start_s + length_s - _seconds())
-    return 0.5 - 0.5 * np.cos(np.pi * np.clip(into / ramp_s, 0.0, 1.0))
+def _envelope(levels: Score) -> Score:
+    """Levels of frames as levels of samples, with ramps at the borders."""
+    steps = np.repeat(levels, FRAME)
+    ramp = np.hanning(RAMP + 1)
+    return np.convolve(np.pad(steps, RAMP // 2), ramp / ramp.sum(), mode="valid")
 
 
-def _pitch_hz(sound: Sound, random: np.random.Generator) -> float:
-    low, high = PITCH_BINS[sound["pitch"]]
-    return float(random.integers(low, high + 1)) * GRID_HZ
+@cache
+def _wave(cycles: int) -> Score:
+    return np.asarray(np.sin(2 * np.pi * cycles * np.arange(SAMPLES) / FRAME))
 
 
-def _tone(sound: Sound, duration_s: float, random: np.random.Generator) -> Curve:
-    start_s = random.uniform(0.0, 0.06)
-    wave = _locked_wave(np.full(SAMPLES, _pitch_hz(sound, random)))
-    return wave * _gate(start_s, duration_s - start_s - random.uniform(0.0, 0.06), ramp_s=0.03)
-
-
-def _glide(sound: Sound, duration_s: float, random: np.random.Generator) -> Curve:
-    if sound["pace"] == "slow":
-        start_s = random.uniform(0.0, 0.06)
-        length_s = duration_s - start_s - random.uniform(0.0, 0.06)
-    else:
-        length_s = random.uniform(0.4, 0.55)
-        start_s = random.uniform(0.04, min(0.6, duration_s - length_s - 0.04))
-    ends = [random.uniform(10, 14) * GRID_HZ, random.uniform(62, 78) * GRID_HZ]
-    if sound["direction"] == "falling":
-        ends.reverse()
-    along = np.clip((_seconds() - start_s) / length_s, 0.0, 1.0)
-    wave = _locked_wave(ends[0] * (ends[1] / ends[0]) ** along)
-    return wave * _gate(start_s, length_s, ramp_s=0.03)
-
-
-def _beeps(sound: Sound, duration_s: float, random: np.random.Generator) -> Curve:
-    count = int(sound["count"])
-    length_s, gap_s = random.uniform(0.10, 0.16), random.uniform(0.14, 0.22)
-    whole_s = count * length_s + (count - 1) * gap_s
-    start_s = random.uniform(0.04, min(0.5, duration_s - whole_s - 0.04))
-    gates = [_gate(start_s + index * (length_s + gap_s), length_s) for index in range(count)]
-    wave: Curve = _locked_wave(np.full(SAMPLES, _pitch_hz(sound, random))) * np.sum(gates, axis=0)
-    return wave
-
-
-def _drum(sound: Sound, duration_s: float, random: np.random.Generator) -> Curve:
-    between_s = random.uniform(*((0.55, 0.68) if sound["tempo"] == "slow" else (0.21, 0.26)))
-    decay_s = random.uniform(0.045, 0.06)
-    skin = _locked_wave(np.full(SAMPLES, random.choice(DRUM_BINS) * GRID_HZ))
-    hits = np.zeros(SAMPLES)
-    at_s = random.uniform(0.02, 0.12)
-    while at_s < duration_s - 0.14:
-        since = _seconds() - at_s
-        hit = np.exp(-np.maximum(since - 0.02, 0.0) / decay_s) * np.clip(since / 0.006, 0.0, 1.0)
-        hits = np.maximum(hits, hit)
-        at_s += between_s
-    return skin * hits
-
-
-def _noise(sound: Sound, duration_s: float, random: np.random.Generator) -> Curve:
-    spectrum = np.fft.rfft(random.standard_normal(SAMPLES))
+def _noise_wave(colour: str, seed: int) -> Score:
+    """Noise of RMS 1: a hiss above 1500 Hz, or a rumble below 350 Hz."""
+    spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal(SAMPLES))
     frequency = np.fft.rfftfreq(SAMPLES, 1 / SAMPLING_RATE_HZ)
-    if sound["colour"] == "hiss":
+    if colour == "hiss":
         spectrum *= 1 / (1 + (1500 / np.maximum(frequency, 1.0)) ** 4)
     else:
         spectrum *= (frequency > 30) / (1 + (frequency / 350) ** 4)
     wave = np.fft.irfft(spectrum, SAMPLES)
-    wave *= NOISE_LEVEL / np.sqrt(np.mean(wave**2))
-    along = np.clip(_seconds() / duration_s, 0.0, 1.0)
+    return np.asarray(wave / np.sqrt(np.mean(wave**2)))
+
+
+def _pitch(sound: Sound, random: np.random.Generator) -> int:
+    return int(random.choice(PITCH_VOICES[sound["pitch"]]))
+
+
+def _tone(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:
+    start, end = random.integers(0, 2), frames - random.integers(0, 2)
+    score[_pitch(sound, random), start:end] = 1.0
+
+
+def _glide(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:
+    if sound["pace"] == "slow":
+        start = int(random.integers(0, 2))
+        length = frames - start - int(random.integers(0, 2))
+    else:
+        length = int(random.integers(9, 13))
+        start = int(random.integers(1, min(12, frames - length)))
+    voices = np.array(SCALE)[np.round(np.linspace(0, len(SCALE) - 1, length)).astype(int)]
+    if sound["direction"] == "falling":
+        voices = voices[::-1]
+    score[voices, np.arange(start, start + length)] = 1.0
+
+
+def _beeps(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:
+    count, voice = int(sound["count"]), _pitch(sound, random)
+    length, gap = int(random.integers(2, 4)), int(random.integers(3, 5))
+    whole = count * length + (count - 1) * gap
+    start = int(random.integers(1, min(10, frames - whole)))
+    for index in range(count):
+        first = start + index * (length + gap)
+        score[voice, first : first + length] = 1.0
+
+
+def _drum(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:
+    between = int(random.integers(12, 15) if sound["tempo"] == "slow" else random.integers(4, 6))
+    voice = int(random.choice(DRUMS))
+    for first in range(int(random.integers(0, 3)), frames - 2, between):
+        hit = HIT[: frames - first]
+        score[voice, first : first + len(hit)] = np.maximum(
+            score[voice, first : first + len(hit)], hit
+        )
+
+
+def _noise(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:
+    along = np.linspace(0, 1, frames)
     start = random.uniform(0.02, 0.06)
-    shape = {
-        "steady": np.ones(SAMPLES),
-        "swelling": start + (1.15 - start) * along,
-        "fading": start + (1.15 - start) * (1 - along),
+    score[len(CYCLES) + NOISES.index(sound["colour"]), :frames] = {
+        "steady": np.ones(frames),
+        "swelling": start + (1.1 - start) * along,
+        "fading": start + (1.1 - start) * (1 - along),
     }[sound["shape"]]
-    return np.clip(wave * shape, -1.6, 1.6) * _gate(0.0, duration_s, ramp_s=0.03)
 
 
-_RENDERERS: Mapping[str, Callable[[Sound, float, Any], Curve]] = {
+_COMPOSERS: Mapping[str, Callable[[Score, Sound, int, Any], None]] = {
     "tone": _tone,
     "glide": _glide,
     "beeps": _beeps,

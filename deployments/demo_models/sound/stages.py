@@ -17,13 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from deployments.demo_models.sound.codec import (
-    CROP_FRAMES,
-    LATENT_CHANNELS,
-    CodecTrainer,
+    LATENT_NOISE,
     crops,
-    encode,
-    fold,
-    new_codec,
+    decoder_loss,
+    encoder_loss,
 )
 from deployments.demo_models.sound.denoiser import (
     DROPPED_CAPTIONS,
@@ -32,7 +29,8 @@ from deployments.demo_models.sound.denoiser import (
     new_transformer,
     sigmas,
 )
-from deployments.demo_models.sound.render import FRAMES, render
+from deployments.demo_models.sound.latents import LATENT_CHANNELS, latents_of
+from deployments.demo_models.sound.render import FRAMES, compose, perform
 from deployments.demo_models.sound.text import (
     AttributeHead,
     new_encoder,
@@ -53,14 +51,14 @@ class Plan:
     """How much is trained. The defaults made the shipped weights."""
 
     seed: int = 0
-    codec_steps: int = 1_600
-    codec_batch: int = 6
+    decoder_steps: int = 800
+    encoder_steps: int = 300
+    codec_batch: int = 4
     text_steps: int = 500
     text_batch: int = 64
     clips: int = 3_000
-    denoiser_steps: int = 5_000
-    denoiser_batch: int = 24
-    codec_width: int = 16
+    denoiser_steps: int = 4_000
+    denoiser_batch: int = 16
     layers: int = 4
     heads: int = 3
 
@@ -85,7 +83,7 @@ class Draw:
     def __init__(self, seed: int, stage: str, number: int, device: torch.device) -> None:
         words = np.random.SeedSequence([seed, *stage.encode(), number]).generate_state(3)
         self.numpy = np.random.default_rng(int(words[0]))
-        self.python = Random(int(words[1]))
+        self.python = Random(int(words[1]))  # noqa: S311
         self._torch = torch.Generator().manual_seed(int(words[2]))
         self._device = device
 
@@ -102,37 +100,34 @@ def initialise(seed: int) -> None:
 
 
 class Codec:
-    """Trains the autoencoder."""
+    """Trains one half of the autoencoder; the other is not touched."""
 
-    name = "codec"
-
-    def __init__(self, plan: Plan, device: torch.device) -> None:
-        initialise(plan.seed)
-        self.plan, self.device, self.steps = plan, device, plan.codec_steps
-        self.trainer = CodecTrainer(new_codec(plan.codec_width)).to(device)
+    def __init__(self, plan: Plan, device: torch.device, codec: Any, half: str) -> None:
+        self.plan, self.device, self.codec, self.name = plan, device, codec, half
+        self.half = getattr(codec, half)
+        self.steps = {"decoder": plan.decoder_steps, "encoder": plan.encoder_steps}[half]
         self.optimizer = torch.optim.AdamW(
-            self.trainer.parameters(), betas=(0.8, 0.99), weight_decay=0.01
+            self.half.parameters(), betas=(0.9, 0.99), weight_decay=0.0
         )
 
     def step(self, number: int) -> float:
         draw = Draw(self.plan.seed, self.name, number, self.device)
-        batch = self.plan.codec_batch
-        audio = crops(training_sounds(), batch, draw.numpy).to(self.device)
-        noise = draw.normal(batch, LATENT_CHANNELS, CROP_FRAMES)
-        _set_rate(self.optimizer, 2e-3 * _cosine(number, self.steps, warm=50))
-        return _descend(
-            self.trainer(audio, noise, 0.02), self.trainer.parameters(), [self.optimizer]
-        )
+        found = crops(training_sounds(), self.plan.codec_batch, draw.numpy)
+        latents, audio, noisy = (part.to(self.device) for part in found)
+        if self.name == "decoder":
+            latents = latents + LATENT_NOISE * draw.normal(*latents.shape)
+            loss = decoder_loss(self.codec, latents, audio, noisy)
+        else:
+            loss = encoder_loss(self.codec, latents, audio)
+        _set_rate(self.optimizer, 1e-3 * _trapezoid(number, self.steps, warm=30))
+        return _descend(loss, self.half.parameters(), [self.optimizer])
 
     def state(self) -> dict[str, Any]:
-        return {"trainer": self.trainer.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"half": self.half.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.trainer.load_state_dict(state["trainer"])
+        self.half.load_state_dict(state["half"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-    def finished(self) -> Any:
-        return fold(self.trainer).eval().requires_grad_(False)
 
 
 class Text:
@@ -172,19 +167,19 @@ class Text:
 
 
 class Latents:
-    """Encodes the clips that the denoiser learns from; a step is one clip."""
+    """Composes the clips that the denoiser learns from; a step is one clip."""
 
     name = "latents"
 
-    def __init__(self, plan: Plan, device: torch.device, codec: Any) -> None:
-        self.plan, self.device, self.steps, self.codec = plan, device, plan.clips, codec
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.steps = plan, plan.clips
         self.latents = torch.zeros(plan.clips, LATENT_CHANNELS, FRAMES)
 
     def step(self, number: int) -> float:
         sound, duration_s, seed = clip(self.plan.seed, number)
-        audio = torch.from_numpy(render(sound, duration_s, seed))[None, None]
-        self.latents[number] = encode(self.codec, audio.to(self.device))[0].cpu()
-        return float(self.latents[number].std())
+        score = compose(sound, duration_s, seed)
+        self.latents[number] = torch.from_numpy(latents_of(score, perform(score, seed)))
+        return 0.0
 
     def state(self) -> dict[str, Any]:
         return {"latents": self.latents}

@@ -22,8 +22,17 @@ from typing import Any
 import torch
 from diffusers import StableAudioPipeline
 
+from deployments.demo_models.sound.codec import new_codec
 from deployments.demo_models.sound.denoiser import Denoiser, new_scheduler
-from deployments.demo_models.sound.stages import Codec, Denoising, Latents, Plan, Stage, Text
+from deployments.demo_models.sound.stages import (
+    Codec,
+    Denoising,
+    Latents,
+    Plan,
+    Stage,
+    Text,
+    initialise,
+)
 from deployments.demo_models.sound.text import new_tokenizer
 
 SAVE_EVERY_S = 60.0
@@ -71,29 +80,30 @@ class Run:
             if last or late or now - shown_at > SHOW_EVERY_S:
                 shown_at = now
                 minutes = (spent_s + now - began) / 60
-                self.show(
-                    f"{stage.name} {number + 1}/{stage.steps}  loss {average:.4f}  {minutes:.1f} min"
-                )
+                progress = f"{stage.name} {number + 1}/{stage.steps}"
+                self.show(f"{progress}  loss {average:.4f}  {minutes:.1f} min")
             if last or late or now - saved_at > SAVE_EVERY_S:
                 saved_at = now
-                progress = {"done": number + 1, "spent_s": spent_s + now - began}
-                _replace(file, {**progress, "state": stage.state()})
+                spent = {"done": number + 1, "spent_s": spent_s + now - began}
+                _replace(file, {**spent, "state": stage.state()})
             if late and not last:
                 raise OutOfTime
 
     def train(self) -> None:
         """Every stage, and the checkpoint. Raises :class:`OutOfTime`."""
         self.state.mkdir(parents=True, exist_ok=True)
-        codec = Codec(self.plan, self.device)
-        self.go_through(codec)
-        folded = codec.finished()
+        initialise(self.plan.seed)
+        codec = new_codec().to(self.device)
+        self.go_through(Codec(self.plan, self.device, codec, "decoder"))
         text = Text(self.plan, self.device)
         self.go_through(text)
-        latents = Latents(self.plan, self.device, folded)
+        latents = Latents(self.plan)
         self.go_through(latents)
         denoising = Denoising(self.plan, self.device, text.encoder, latents.latents)
         self.go_through(denoising)
-        save_checkpoint(self.out, folded, denoising.finished())
+        # Last, for no clip needs it: it is there for those who start from audio of their own.
+        self.go_through(Codec(self.plan, self.device, codec, "encoder"))
+        save_checkpoint(self.out, codec, denoising.finished())
         self.show(f"the checkpoint is in {self.out}")
 
 
@@ -107,6 +117,7 @@ def save_checkpoint(out: Path, codec: Any, denoiser: Denoiser) -> None:
         transformer=denoiser.transformer,
         scheduler=new_scheduler(),
     )
+    pipeline.vae.eval()
     pipeline.to("cpu", torch.float16)
     pipeline.save_pretrained(out)
 
