@@ -76,6 +76,7 @@ def hear(audio: Any) -> Heard | None:
     clip = _analyse(samples - samples.mean())
     if clip.peak < SILENT:
         return None
+    heard: Heard | None
     if clip.tonality < TONAL:
         heard = _hear_noise(clip)
     else:

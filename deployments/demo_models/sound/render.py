@@ -27,22 +27,24 @@ SAMPLES = FRAME * FRAMES
 """3.072 s, the longest clip."""
 FRAME_S = FRAME / SAMPLING_RATE_HZ
 CYCLES = (4, 5, 9, 11, 13, 16, 20, 24, 28, 32, 39, 48, 60, 68, 76)
-"""Of each pitch in a frame: two for drums (83 and 104 Hz), then a scale from 188 to 1583 Hz."""
+"""Of each pitch in a frame: two below all others (83 and 104 Hz; the drum is the first), then a
+scale from 188 to 1583 Hz."""
 NOISES = ("hiss", "rumble")
 VOICES = len(CYCLES) + len(NOISES)
 
-DRUMS = (0, 1)
+DRUM = 0
 SCALE = tuple(range(2, len(CYCLES)))
-PITCH_VOICES: Mapping[str, tuple[int, ...]] = {
-    "low": (2, 3, 4),
-    "middle": (7, 8, 9),
-    "high": (12, 13, 14),
-}
+PITCH_VOICES: Mapping[str, int] = {"low": 3, "middle": 8, "high": 13}
+"""229, 583 and 1417 Hz."""
 LEVELS: Mapping[str, tuple[float, float]] = {"soft": (0.07, 0.11), "loud": (0.42, 0.60)}
 """Peak of a sine, of full scale."""
 NOISE_RMS = 0.6
 HIT = (1.0, 0.6, 0.2, 0.06)
 """Level of a drum, frame by frame."""
+BEATS: Mapping[str, int] = {"slow": 13, "fast": 5}
+"""Frames from one hit to the next: 0.62 and 0.24 s."""
+BEEP = 3
+"""Frames of a beep: 0.14 s."""
 RAMP = 96
 """Samples over which a level changes between two frames."""
 
@@ -50,7 +52,7 @@ RAMP = 96
 def compose(sound: Sound, duration_s: float, seed: int) -> Score:
     """The score of ``sound``, silent from the last whole frame before ``duration_s``.
 
-    Where the axes leave room (exact pitch, level, lengths, gaps), ``seed`` decides. Raises
+    Where the axes leave room (level, first frame, gaps), ``seed`` decides. Raises
     ValueError for a duration over ``DURATION_S_MAX``.
     """
     if not 0 < duration_s <= DURATION_S_MAX:
@@ -103,22 +105,12 @@ def _noise_wave(colour: str, seed: int) -> Score:
     return np.asarray(wave / np.sqrt(np.mean(wave**2)))
 
 
-def _pitch(sound: Sound, random: np.random.Generator) -> int:
-    return int(random.choice(PITCH_VOICES[sound["pitch"]]))
-
-
 def _tone(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:
-    start, end = random.integers(0, 2), frames - random.integers(0, 2)
-    score[_pitch(sound, random), start:end] = 1.0
+    score[PITCH_VOICES[sound["pitch"]], :frames] = 1.0
 
 
 def _glide(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:
-    if sound["pace"] == "slow":
-        start = int(random.integers(0, 2))
-        length = frames - start - int(random.integers(0, 2))
-    else:
-        length = int(random.integers(9, 13))
-        start = int(random.integers(1, min(12, frames - length)))
+    start, length = (0, frames) if sound["pace"] == "slow" else (int(random.integers(1, 4)), 11)
     voices = np.array(SCALE)[np.round(np.linspace(0, len(SCALE) - 1, length)).astype(int)]
     if sound["direction"] == "falling":
         voices = voices[::-1]
@@ -126,23 +118,16 @@ def _glide(score: Score, sound: Sound, frames: int, random: np.random.Generator)
 
 
 def _beeps(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:
-    count, voice = int(sound["count"]), _pitch(sound, random)
-    length, gap = int(random.integers(2, 4)), int(random.integers(3, 5))
-    whole = count * length + (count - 1) * gap
-    start = int(random.integers(1, min(10, frames - whole)))
-    for index in range(count):
-        first = start + index * (length + gap)
-        score[voice, first : first + length] = 1.0
+    start, gap = int(random.integers(1, 4)), int(random.integers(3, 5))
+    for index in range(int(sound["count"])):
+        first = start + index * (BEEP + gap)
+        score[PITCH_VOICES[sound["pitch"]], first : first + BEEP] = 1.0
 
 
 def _drum(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:
-    between = int(random.integers(12, 15) if sound["tempo"] == "slow" else random.integers(4, 6))
-    voice = int(random.choice(DRUMS))
-    for first in range(int(random.integers(0, 3)), frames - 2, between):
+    for first in range(int(random.integers(0, 3)), frames - 2, BEATS[sound["tempo"]]):
         hit = HIT[: frames - first]
-        score[voice, first : first + len(hit)] = np.maximum(
-            score[voice, first : first + len(hit)], hit
-        )
+        score[DRUM, first : first + len(hit)] = hit
 
 
 def _noise(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:

@@ -57,7 +57,7 @@ class Plan:
     text_steps: int = 500
     text_batch: int = 64
     clips: int = 3_000
-    denoiser_steps: int = 4_000
+    denoiser_steps: int = 7_500
     denoiser_batch: int = 16
     layers: int = 4
     heads: int = 3
