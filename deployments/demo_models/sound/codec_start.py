@@ -31,6 +31,7 @@ def start_alive(codec: Any) -> None:
     By default each convolution shrinks it, a transposed one most. Residual units begin as next to
     nothing, so that the network is shallow at first.
     """
+    module: Any  # weight normalisation adds what the types do not know
     for name, module in codec.named_modules():
         if isinstance(module, nn.ConvTranspose1d):
             grows = module.stride[0] * module.out_channels / module.in_channels

@@ -60,7 +60,7 @@ def questions(sounds: Sequence[Sound], captions: int, seeds: Sequence[int]) -> t
 def load(folder: Path, device: str = "cpu") -> Any:
     """The pipeline in ``folder``, in float32 and without a progress bar."""
     warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
-    pipeline = StableAudioPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableAudioPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

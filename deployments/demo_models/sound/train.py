@@ -117,8 +117,8 @@ def save_checkpoint(out: Path, codec: Any, denoiser: Denoiser) -> None:
         transformer=denoiser.transformer,
         scheduler=new_scheduler(),
     )
-    pipeline.vae.eval()
-    pipeline.to("cpu", torch.float16)
+    for part in (codec.eval(), denoiser):
+        torch.nn.Module.half(part.cpu())  # the library's own ``to`` warns of float16 on a CPU
     pipeline.save_pretrained(out)
 
 
