@@ -31,16 +31,16 @@ def start_alive(codec: Any) -> None:
     By default each convolution shrinks it, a transposed one most. Residual units begin as next to
     nothing, so that the network is shallow at first.
     """
-    module: Any  # weight normalisation adds what the types do not know
     for name, module in codec.named_modules():
+        normalised: Any = module  # with parameters that the types of torch do not know
         if isinstance(module, nn.ConvTranspose1d):
             grows = module.stride[0] * module.out_channels / module.in_channels
-            module.weight_g.mul_((3 * grows) ** 0.5)
+            normalised.weight_g.mul_((3 * grows) ** 0.5)
         elif isinstance(module, nn.Conv1d):
             residual = "res_unit" in name and name.endswith("conv2")
-            module.weight_g.mul_(3**0.5 * (0.02 if residual else 1.0))
+            normalised.weight_g.mul_(3**0.5 * (0.02 if residual else 1.0))
             if residual:
-                module.bias.zero_()
+                normalised.bias.zero_()
     codec.encoder.conv1.weight_g.mul_(4.0)  # audio has a deviation of a quarter or less
 
 
