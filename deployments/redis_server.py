@@ -75,10 +75,10 @@ def server_version(executable: str) -> tuple[int, ...]:
 
 
 class DamagedLog(ConfigError):
-    """Redis refuses its log. ``why`` is what it says, without what to do about it."""
+    """Redis refuses its log, in ``folder``. ``why`` is what it says, without what to do about it."""
 
     def __init__(self, why: str, folder: Path) -> None:
-        self.why = why
+        self.why, self.folder = why, folder
         super().__init__(
             f"{why}\nIts log is damaged, as after a power cut. This keeps a copy, cuts the torn "
             "end off and checks what is there then:\n"

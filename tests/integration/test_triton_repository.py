@@ -43,6 +43,10 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 @pytest_asyncio.fixture
 async def server(process: Process) -> AsyncIterator[TritonServer]:
     server = TritonServer(process.url)
+    # Connections are shared in this process: where a test killed it, the next try may be due later.
+    async with asyncio.timeout(20):
+        while not await server.model(UPSCALE).ready():
+            await asyncio.sleep(0.05)
     yield server
     await server.close()
 
@@ -156,6 +160,7 @@ async def test_a_text_goes_on_after_its_server_was_killed(
 @pytest.mark.asyncio
 async def test_a_server_that_stays_away_is_given_up(process: Process, server: TritonServer) -> None:
     impatient = TritonSpeaker(server, 22_050, patience_s=0.3)
+    assert await impatient.ready()
     await impatient.voices()
     process.kill()
     try:
