@@ -75,7 +75,7 @@ def server_version(executable: str) -> tuple[int, ...]:
 
 
 class DamagedLog(ConfigError):
-    """Redis refuses its log, in ``folder``. ``why`` is what it says, without what to do about it."""
+    """Redis refuses its log, in ``folder``. ``why`` is what it says, not what to do about it."""
 
     def __init__(self, why: str, folder: Path) -> None:
         self.why, self.folder = why, folder

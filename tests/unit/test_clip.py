@@ -26,7 +26,7 @@ def test_defaults_are_filled_in(demo_model: Model) -> None:
 def test_a_frontends_size_is_rendered_small_and_kept_as_output(demo_model: Model) -> None:
     spec = resolve(demo_model, size="1280x720")
     assert (spec.width, spec.height) == (1280, 720)
-    assert (spec.render_width, spec.render_height) == (256, 144)
+    assert (spec.render_width, spec.render_height) == (144, 80)
 
 
 @pytest.mark.parametrize(
