@@ -28,8 +28,12 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def studio(demo_model: Model, models_dir: Path) -> Iterator[Studio]:
+    threads = torch.get_num_threads()
+    # Two processes of tests with a thread for each core wait for each other more than they compute.
+    torch.set_num_threads(1)
     with Studio(demo_model, models_dir) as made:
         yield made
+    torch.set_num_threads(threads)
 
 
 def held_out(count: int) -> list[Scene]:
