@@ -141,9 +141,7 @@ def first_frames(studio: Studio, chosen: list[Scene], seed: int) -> dict[str, fl
     """A frame of the scene is given, and the caption says how it moves."""
     rights = []
     for number, scene, _, first in _rendered(studio.model, chosen, seed):
-        made = studio.make(
-            {"clip": (studio.spec(caption(scene), number), Inputs(first_frame=first))}
-        )["clip"]
+        made = studio.make(studio.spec(caption(scene), number), Inputs(first_frame=first))
         kept = float(np.abs(made[0].astype(float) - first).mean()) < KEEPS_FRAME
         rights.append({"kept": kept, "motion": see(made).motion == scene.motion})
     return _shares([{**each, "both": all(each.values())} for each in rights])
@@ -159,7 +157,7 @@ def remixes(
         other = Scene(colour, scene.shape, scene.motion, scene.background)
         for strength, found in rights.items():
             inputs = Inputs(video=video, strength=strength)
-            made = studio.make({"clip": (studio.spec(caption(other), number), inputs)})["clip"]
+            made = studio.make(studio.spec(caption(other), number), inputs)
             found.append(see(made).right(other))
     return {str(strength): _shares(found) for strength, found in rights.items()}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
@@ -17,6 +16,7 @@ from serving.plan.catalog import Model
 from serving.plan.clip import ClipSpec
 
 HANG_S = 600
+CLIP = "clip"
 
 
 class Studio(AbstractContextManager["Studio"]):
@@ -34,28 +34,21 @@ class Studio(AbstractContextManager["Studio"]):
     def __exit__(self, *error: object) -> None:
         self._engine.close(HANG_S)
 
-    def make(self, asked: Mapping[str, tuple[ClipSpec, Inputs]]) -> dict[str, Frames]:
-        """The clips by name, uint8 [frames, height, width, 3]; they share forwards."""
-        for name, (spec, inputs) in asked.items():
-            self._engine.submit(name, spec, inputs=inputs)
-        chunks: dict[str, list[Frames]] = {name: [] for name in asked}
-        left = set(asked)
-        while left:
+    def make(self, spec: ClipSpec, inputs: Inputs = NO_INPUTS) -> Frames:
+        """The clip, uint8 [frames, height, width, 3]."""
+        self._engine.submit(CLIP, spec, inputs=inputs)
+        chunks: list[Frames] = []
+        while True:
             match self._events.get(timeout=HANG_S):
-                case Denoised(run_id):
-                    self._engine.kept(run_id)
-                case FramesReady(run_id, frames):
-                    chunks[run_id].append(frames)
-                case Decoded(run_id):
-                    left.remove(run_id)
+                case Denoised():
+                    self._engine.kept(CLIP)
+                case FramesReady(_, frames):
+                    chunks.append(frames)
+                case Decoded():
+                    return np.concatenate(chunks)
                 case Failed(_, error):
                     raise error
-        return {name: np.concatenate(each) for name, each in chunks.items()}
 
     def spec(self, prompt: str, seed: int, **asked: object) -> ClipSpec:
         """As the API would resolve a request; what is not said is the model's default."""
         return ClipSpec.resolve(self.model, prompt=prompt, seed=seed, **asked)  # type: ignore[arg-type]
-
-
-def alone(spec: ClipSpec, inputs: Inputs = NO_INPUTS) -> dict[str, tuple[ClipSpec, Inputs]]:
-    return {"clip": (spec, inputs)}
