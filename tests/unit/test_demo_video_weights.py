@@ -17,7 +17,7 @@ from deployments.demo_models.video.checker import see
 from deployments.demo_models.video.measure import KEEPS_FRAME, first_frames, remixes
 from deployments.demo_models.video.studio import Studio
 from deployments.demo_models.video.world import Scene, caption, scenes
-from serving.plan.catalog import Model
+from serving.plan.catalog import CheckpointPolicy, Model
 from serving.plan.errors import ConfigError
 
 SHIPPED_BYTES_MAX = 15_000_000
@@ -72,6 +72,16 @@ def test_a_remix_changes_the_colour_and_keeps_the_motion(studio: Studio) -> None
     found = remixes(studio, held_out(4), seed=1, strengths=(0.7,))["0.7"]
     assert found["colour"] >= 0.5
     assert found["motion"] >= 0.5
+
+
+def test_a_clip_that_is_saved_on_its_way_is_made_all_the_same(
+    demo_model: Model, models_dir: Path
+) -> None:
+    # One that takes long is; on a slow machine all are.
+    every_step = demo_model.model_copy(update={"checkpoint": CheckpointPolicy(every_steps=1)})
+    with Studio(every_step, models_dir) as studio:
+        made = studio.make(studio.spec("a red ball", seed=1))
+    assert made.shape == (32, 96, 96, 3)
 
 
 def test_the_library_alone_can_use_it(studio: Studio) -> None:

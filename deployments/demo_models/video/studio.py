@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from serving.engine import Decoded, Denoised, Engine, Event, Failed, FramesReady
+from serving.engine import Decoded, Denoised, Engine, Event, Failed, FramesReady, Saved
 from serving.models.family import NO_INPUTS, Frames, Inputs
 from serving.models.load import load_family
 from serving.plan.catalog import Model
@@ -25,7 +25,7 @@ class Studio(AbstractContextManager["Studio"]):
     def __init__(self, model: Model, models_dir: Path) -> None:
         self.model = model
         self._events: queue.Queue[Event] = queue.Queue()
-        self._engine = Engine(load_family(model, models_dir), self._events.put)
+        self._engine = Engine(load_family(model, models_dir), self._events.put, model.checkpoint)
 
     def __enter__(self) -> Self:
         self._engine.start()
@@ -40,7 +40,7 @@ class Studio(AbstractContextManager["Studio"]):
         chunks: list[Frames] = []
         while True:
             match self._events.get(timeout=HANG_S):
-                case Denoised():
+                case Saved() | Denoised():  # nobody keeps it: a clip that is lost is made again
                     self._engine.kept(CLIP)
                 case FramesReady(_, frames):
                     chunks.append(frames)
@@ -49,6 +49,6 @@ class Studio(AbstractContextManager["Studio"]):
                 case Failed(_, error):
                     raise error
 
-    def spec(self, prompt: str, seed: int, **asked: object) -> ClipSpec:
-        """As the API would resolve a request; what is not said is the model's default."""
-        return ClipSpec.resolve(self.model, prompt=prompt, seed=seed, **asked)  # type: ignore[arg-type]
+    def spec(self, prompt: str, seed: int) -> ClipSpec:
+        """As the API would resolve a request that leaves everything else to the model."""
+        return ClipSpec.resolve(self.model, prompt=prompt, seed=seed)
