@@ -13,6 +13,7 @@ from serving.plan.catalog import Model
 from serving.plan.classes import ServiceClass, ServiceTier
 from serving.plan.errors import InvalidRequest
 from serving.plan.price import MILLI
+from serving.plan.speech_model import SpeechModel
 
 
 def _text(value: object) -> object:
@@ -219,9 +220,8 @@ class VideoDeleted(BaseModel):
     deleted: bool = True
 
 
-def model_card(model: Model) -> dict[str, Any]:
-    """A model in OpenAI's shape, with what it can make."""
-    limits = model.video
+def card(model: Model | SpeechModel, modality: str) -> dict[str, Any]:
+    """A model in OpenAI's shape, without what it can do."""
     return {
         "id": model.id,
         "object": "model",
@@ -230,7 +230,15 @@ def model_card(model: Model) -> dict[str, Any]:
         "aliases": model.aliases,
         "description": model.description,
         "licence": model.licence,
-        "modality": "video",
+        "modality": modality,
+    }
+
+
+def model_card(model: Model) -> dict[str, Any]:
+    """A model in OpenAI's shape, with what it can make."""
+    limits = model.video
+    return {
+        **card(model, "video"),
         "sizes": list(limits.sizes),
         "default_size": limits.default_size,
         "seconds": sorted(limits.seconds),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from serving.api.schemas import Number, Text, milli
+from serving.api.schemas import Number, Text, card, milli
 from serving.media import CODECS, AudioFormat
 from serving.media.audio import CHANNELS, LOUDNESS_MAX, LOUDNESS_MIN, RATE_HZ
 from serving.plan.classes import ServiceTier
@@ -87,14 +87,7 @@ def speech_card(model: SpeechModel) -> dict[str, Any]:
     """A model in OpenAI's shape, with what it can be asked for."""
     limits = model.speech
     return {
-        "id": model.id,
-        "object": "model",
-        "created": 0,
-        "owned_by": "reelserve",
-        "aliases": model.aliases,
-        "description": model.description,
-        "licence": model.licence,
-        "modality": "speech",
+        **card(model, "speech"),
         "input_chars_max": limits.input_chars_max,
         "speed": limits.speed.model_dump(),
         "default_voice": limits.voice,

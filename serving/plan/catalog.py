@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import yaml
 from pydantic import (
@@ -343,21 +343,36 @@ def with_default_classes(given: object) -> object:
     return named
 
 
+class Named(Protocol):
+    """An entry of a catalog."""
+
+    id: str
+    aliases: list[str]
+
+
+Entry = TypeVar("Entry", bound=Named)
+
+
+def by_name(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Each under its id and its aliases; :class:`ConfigError` for a name that two have."""
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        for name in (entry.id, *entry.aliases):
+            if name in found:
+                raise ConfigError(
+                    f"the name '{name}' is declared by both '{found[name].id}' and '{entry.id}'"
+                )
+            found[name] = entry
+    return found
+
+
 class Catalog:
     """Models by id and by alias."""
 
     def __init__(self, models: Iterable[Model]) -> None:
-        self.models: dict[str, Model] = {}
-        self._by_name: dict[str, Model] = {}
-        for model in models:
-            for name in (model.id, *model.aliases):
-                if name in self._by_name:
-                    raise ConfigError(
-                        f"the name '{name}' is declared by both "
-                        f"'{self._by_name[name].id}' and '{model.id}'"
-                    )
-                self._by_name[name] = model
-            self.models[model.id] = model
+        given = list(models)
+        self._by_name = by_name(given)
+        self.models = {model.id: model for model in given}
 
     def resolve(self, name: str) -> Model:
         """The model called ``name`` or with that alias; :class:`InvalidRequest` if none."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from serving.plan.catalog import FloatRange, with_default_classes
+from serving.plan.catalog import FloatRange, by_name, with_default_classes
 from serving.plan.classes import DEFAULT_POLICIES, ClassPolicy, ServiceClass
 from serving.plan.errors import ConfigError, InvalidRequest
 
@@ -96,15 +96,7 @@ class SpeechCatalog:
 
     def __init__(self, models: Iterable[SpeechModel] = ()) -> None:
         self.models = {model.id: model for model in models}
-        self._by_name: dict[str, SpeechModel] = {}
-        for model in self.models.values():
-            for name in (model.id, *model.aliases):
-                if name in self._by_name:
-                    raise ConfigError(
-                        f"the name '{name}' is declared by both '{self._by_name[name].id}' and "
-                        f"'{model.id}'"
-                    )
-                self._by_name[name] = model
+        self._by_name = by_name(self.models.values())
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a model of this id or alias."""
