@@ -107,7 +107,7 @@ class Training(Generic[Module]):
                 group["lr"] = peak * rate
             optimizer.zero_grad(set_to_none=True)
         loss, detail = self._loss(self.step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         for optimizer in self._optimizers:
             optimizer.step()

@@ -288,7 +288,7 @@ def _descend(
 ) -> float:
     for optimizer in optimizers:
         optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(parameters, 1.0)
     for optimizer in optimizers:
         optimizer.step()
