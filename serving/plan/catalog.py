@@ -346,8 +346,11 @@ def with_default_classes(given: object) -> object:
 class Named(Protocol):
     """An entry of a catalog."""
 
-    id: str
-    aliases: list[str]
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def aliases(self) -> list[str]: ...
 
 
 Entry = TypeVar("Entry", bound=Named)

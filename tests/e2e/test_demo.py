@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.stacks import clean_env
+from PIL import Image
+
+from tests.e2e.stacks import Stack, clean_env
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,3 +40,36 @@ def test_the_demo_makes_a_clip_buys_credits_and_skips_the_line(tmp_path: Path) -
         assert entry in said
     assert f"capture +0 -{price[1]}" in said
     assert f"a balance of {40 - int(price[1])} credits" in said
+
+
+def test_how_good_the_demo_model_is_is_measured_through_the_api(
+    stack: Stack, tmp_path: Path
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    command = ["deployments.demo_models.video.measure", "--url", stack.url, "--key", stack.api_key]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            *command,
+            "--only",
+            "text",
+            "--count",
+            "4",
+            "--json",
+            "--sheet",
+            str(sheet),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["scenes"] == 4
+    # One of four may go wrong.
+    assert found["text"]["background"] >= 0.75
+    assert found["text"]["colour"] >= 0.75
+    with Image.open(sheet) as picture:
+        assert picture.size == (2 * 5 * 98 + 8, 2 * 98)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import WanPipeline
 from torch import nn
 
 from deployments.demo_models.training import Training, optimizers
+from deployments.demo_models.video import train, train_codec, train_denoiser
 from deployments.demo_models.video.codec import decode, encode, new_codec
 from deployments.demo_models.video.denoiser import (
     ATTRIBUTES,
@@ -17,7 +20,8 @@ from deployments.demo_models.video.denoiser import (
     new_pipeline,
     new_tokenizer,
 )
-from deployments.demo_models.video.train_codec import EDGES, Bank
+from deployments.demo_models.video.train_codec import Bank, Pieces, Stage
+from deployments.demo_models.video.train_denoiser import Bucket
 from deployments.demo_models.video.world import every_caption, scenes
 from serving.models import text_embedding
 
@@ -79,10 +83,61 @@ def test_the_heads_can_be_learned_from() -> None:
 
 
 def test_pieces_are_the_same_for_the_same_step() -> None:
-    bank, again = (Bank(EDGES.__class__(5, 16, 16, batch=3, bank=4), seed=1) for _ in range(2))
+    bank, again = (Bank(Pieces(5, 16, 16, batch=3, bank=4), seed=1) for _ in range(2))
     assert torch.equal(bank.batch(7), again.batch(7))
     assert not torch.equal(bank.batch(7), bank.batch(8))
     assert bank.batch(7).shape == (3, 3, 5, 16, 16)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole training, of seconds."""
+    small = Pieces(5, 16, 16, batch=2, bank=3)
+    stages = (Stage("first", (small,), steps=2), Stage("second", (small, small), steps=2))
+    monkeypatch.setattr(train_codec, "STAGES", stages)
+    monkeypatch.setattr(train_codec, "MEASURED", 8)
+    monkeypatch.setattr(train_denoiser, "TEXT_STEPS", 1)
+    monkeypatch.setattr(train_denoiser, "TOKENS_A_STEP", 32)
+    buckets = (Bucket(5, 32, 32, early=1, late=0), Bucket(9, 32, 48, early=0, late=1))
+    monkeypatch.setattr(train_denoiser, "BUCKETS", buckets)
+
+
+def trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> WanPipeline:
+    monkeypatch.setattr("sys.argv", ["train", str(folder), "--device", "cpu", "--steps", "5"])
+    train.main()
+    pipeline: WanPipeline = WanPipeline.from_pretrained(folder / "checkpoint")
+    return pipeline
+
+
+def interrupted_after(steps: int) -> Callable[[Training[nn.Module]], tuple[float, str]]:
+    taken, left = Training._take_step, iter(range(steps))
+
+    def take_step(training: Training[nn.Module]) -> tuple[float, str]:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return taken(training)
+
+    return take_step
+
+
+def test_one_command_trains_all_of_it_and_goes_on_where_it_was_stopped(
+    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = trained(tmp_path / "whole", monkeypatch)
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'whole' / 'checkpoint'}\n"
+    assert "step 5 of 5, loss" in said.err
+    assert whole.config.expand_timesteps
+    assert whole.vae.config.latents_std != [1.0] * 24
+    for steps in (3, 3):  # in the codec's second stage, and amid the denoiser's steps
+        with monkeypatch.context() as patch:
+            patch.setattr(Training, "_take_step", interrupted_after(steps))
+            with pytest.raises(KeyboardInterrupt):
+                trained(tmp_path / "parts", patch)
+    parts = trained(tmp_path / "parts", monkeypatch)
+    for part in ("vae", "text_encoder", "transformer"):
+        ours, theirs = getattr(whole, part).state_dict(), getattr(parts, part).state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 class Line(nn.Module):

@@ -21,6 +21,8 @@ from deployments.demo_models.video.world import (
     render,
 )
 
+MEASURED = 256
+"""Clips by which the latents' mean and deviation are known."""
 NOISE = 0.05
 """What a denoiser leaves of its noise, which the decoder must bear; latents have a deviation of
 about one."""
@@ -167,9 +169,11 @@ def _piece(pieces: Pieces, chance: random.Random) -> torch.Tensor:
 def _measure_latents(codec: AutoencoderKLWan, seed: int, device: torch.device) -> None:
     """Write the latents' mean and deviation by channel to the codec's configuration."""
     chance = random.Random(f"latents {seed}")
-    clips = [drawn_clip(chance) for _ in range(256)]
     latents = torch.cat(
-        [encode(codec, render(clips[i : i + 8], 33, 96, 96).to(device)) for i in range(0, 256, 8)]
+        [
+            encode(codec, render([drawn_clip(chance) for _ in range(8)], 33, 96, 96).to(device))
+            for _ in range(MEASURED // 8)
+        ]
     )
     codec.register_to_config(
         latents_mean=latents.mean(dim=(0, 2, 3, 4)).tolist(),

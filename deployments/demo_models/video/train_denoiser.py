@@ -4,7 +4,6 @@ codec's latents."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +101,6 @@ def train_denoiser(
     seed: int,
     device: torch.device,
     until: int | None = None,
-    each: Callable[[Denoiser, int], None] | None = None,
 ) -> Denoiser:
     """Train, or go on, and return the averaged denoiser."""
     torch.manual_seed(seed)
