@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import EDMDPMSolverMultistepScheduler
+from diffusers import EDMDPMSolverMultistepScheduler, StableAudioPipeline
+from torch import nn
 
-from deployments.demo_models.sound import train
+from deployments.demo_models.sound import train, train_codec, train_denoiser
 from deployments.demo_models.sound.codec import LATENT_NOISE, encode, new_codec
-from deployments.demo_models.sound.denoiser import (
-    Denoiser,
-    new_projection,
-    new_scheduler,
-    new_transformer,
-    sigmas,
-)
+from deployments.demo_models.sound.denoiser import Denoiser, new_scheduler, noised, sigmas
 from deployments.demo_models.sound.latents import LATENT_CHANNELS, latents_of
 from deployments.demo_models.sound.measure import load
 from deployments.demo_models.sound.render import FRAME, FRAMES, SAMPLES, compose, perform
-from deployments.demo_models.sound.stages import Plan
-from deployments.demo_models.sound.text import new_encoder, new_tokenizer, tokenize
-from deployments.demo_models.sound.train import OutOfTime, Run
-from deployments.demo_models.sound.world import Sound
-
-TINY = Plan(
-    decoder_steps=4,
-    encoder_steps=4,
-    codec_batch=1,
-    text_steps=4,
-    text_batch=4,
-    clips=4,
-    denoiser_steps=4,
-    denoiser_batch=2,
-    layers=1,
-    heads=1,
-)
-CPU = torch.device("cpu")
+from deployments.demo_models.sound.text import new_tokenizer, tokenize
+from deployments.demo_models.sound.world import Sound, training_sounds
+from deployments.demo_models.training import Training
 
 
 @pytest.fixture(autouse=True)
@@ -53,100 +31,51 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def states(out: Path) -> dict[str, Any]:
-    return {
-        file.stem: torch.load(file, weights_only=True)
-        for file in sorted((out / "training").glob("*.pt"))
-    }
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole training, of seconds."""
+    monkeypatch.setattr(train_codec, "DECODER_STEPS", 4)
+    monkeypatch.setattr(train_codec, "ENCODER_STEPS", 4)
+    monkeypatch.setattr(train_codec, "CROPS", 1)
+    monkeypatch.setattr(train_denoiser, "TEXT_STEPS", 2)
+    monkeypatch.setattr(train_denoiser, "BATCH", 2)
 
 
-def equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return bool(one == other)
+def trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> StableAudioPipeline:
+    monkeypatch.setattr("sys.argv", ["train", str(folder), "--device", "cpu", "--steps", "5"])
+    train.main()
+    pipeline: StableAudioPipeline = load(folder / "checkpoint")
+    return pipeline
 
 
-class DiesAfter(Run):
-    """A run whose process is gone after so many steps, with the state of every second one."""
+def interrupted_after(steps: int) -> Callable[[Training[nn.Module]], tuple[float, str]]:
+    taken, left = Training._take_step, iter(range(steps))
 
-    def __init__(self, steps: int, out: Path) -> None:
-        super().__init__(out, TINY, CPU)
-        self.left = steps
+    def take_step(training: Training[nn.Module]) -> tuple[float, str]:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return taken(training)
 
-    def go_through(self, stage: Any) -> None:
-        step = stage.step
-
-        def counted(number: int) -> float:
-            if self.left == 0:
-                raise MemoryError
-            self.left -= 1
-            return float(step(number))
-
-        stage.step = counted
-        super().go_through(stage)
+    return take_step
 
 
-def test_a_training_that_dies_again_and_again_ends_with_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_one_command_trains_all_of_it_and_goes_on_where_it_was_stopped(
+    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "SAVE_EVERY_S", -1.0)
-    Run(tmp_path / "whole", TINY, CPU).train()
-    deaths = 0
-    while True:
-        try:
-            DiesAfter(3, tmp_path / "pieces").train()
-        except MemoryError:
-            deaths += 1
-        else:
-            break
-    assert deaths == 6  # of 20 steps, three at a time
-    whole, pieces = states(tmp_path / "whole"), states(tmp_path / "pieces")
-    assert set(whole) == {"decoder", "encoder", "text", "latents", "denoiser"}
-    for name, saved in whole.items():
-        assert saved["done"] == 4
-        assert equal(saved["state"], pieces[name]["state"]), name
-    for file in (tmp_path / "whole").rglob("*.safetensors"):
-        twin = tmp_path / "pieces" / file.relative_to(tmp_path / "whole")
-        assert file.read_bytes() == twin.read_bytes()
-
-
-def test_what_was_written_halfway_when_the_process_died_is_not_read(tmp_path: Path) -> None:
-    (tmp_path / "training").mkdir()
-    (tmp_path / "training" / "decoder.new").write_bytes(b"half a state")
-    Run(tmp_path, TINY, CPU).train()
-    assert load(tmp_path).vae.config.sampling_rate == 8_000
-
-
-def test_a_run_out_of_time_says_so_and_has_saved_its_state(tmp_path: Path) -> None:
-    shown: list[str] = []
-    with pytest.raises(OutOfTime):
-        Run(tmp_path, TINY, CPU, seconds=0.0, show=shown.append).train()
-    assert shown[-1].startswith("decoder 1/4  loss ")
-    assert states(tmp_path)["decoder"]["done"] == 1
-
-
-def test_the_command_starts_stops_resumes_and_does_not_overwrite(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = ["--out", str(tmp_path), "--device", "cpu", "--threads", "1"]
-    assert train.main([*out, "--minutes", "0", "--seed", "5"]) == 0
-    assert "go on with --resume" in capsys.readouterr().err
-    plan = json.loads((tmp_path / "training" / "plan.json").read_text())
-    assert plan["seed"] == 5
-    with pytest.raises(SystemExit, match="has a training"):
-        train.main(out)
-    with pytest.raises(SystemExit, match="has seed 5"):
-        train.main([*out, "--resume", "--seed", "6"])
-    assert train.main([*out, "--resume", "--minutes", "0"]) == 0
-    assert states(tmp_path)["decoder"]["done"] == 2
-    assert train.main([*out, "--restart", "--minutes", "0"]) == 0
-    assert states(tmp_path)["decoder"]["done"] == 1
-    with pytest.raises(SystemExit, match="no training"):
-        train.main(["--out", str(tmp_path / "elsewhere"), "--resume"])
+    whole = trained(tmp_path / "whole", monkeypatch)
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'whole' / 'checkpoint'}\n"
+    assert "step 5 of 5, loss" in said.err
+    assert whole.vae.config.sampling_rate == 8_000
+    for steps in (3, 3, 4):  # in the decoder's steps, in the encoder's, amid the denoiser's
+        with monkeypatch.context() as patch:
+            patch.setattr(Training, "_take_step", interrupted_after(steps))
+            with pytest.raises(KeyboardInterrupt):
+                trained(tmp_path / "parts", patch)
+    parts = trained(tmp_path / "parts", monkeypatch)
+    for part in ("vae", "text_encoder", "projection_model", "transformer"):
+        ours, theirs = getattr(whole, part).state_dict(), getattr(parts, part).state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), part
 
 
 def test_a_decoder_plays_the_scores_tones_before_it_has_learned_anything() -> None:
@@ -187,10 +116,8 @@ def test_the_denoiser_learns_what_the_scheduler_makes_of_its_answers() -> None:
         seen = scheduler.scale_model_input(sample, time)
         sigma = scheduler.sigmas[scheduler.step_index]
         assert torch.allclose(time, sigma.log() / 4)
-        norm = (1 + sigma**2).sqrt()
-        assert torch.allclose(seen, sample / norm)
-        current_noise = (sample - data) / sigma
-        target = (current_noise - sigma * data) / norm
+        ours, target = noised(data, (sample - data) / sigma, sigma[None])
+        assert torch.allclose(seen, ours, atol=1e-5)
         sample = scheduler.step(target, time, sample).prev_sample
     assert torch.allclose(sample, data, atol=1e-4)
 
@@ -198,28 +125,37 @@ def test_the_denoiser_learns_what_the_scheduler_makes_of_its_answers() -> None:
 def test_a_dropped_caption_is_what_the_pipeline_guides_away_from() -> None:
     """Zeros for text and seconds, and the seconds still in the global states."""
     torch.manual_seed(2)
-    model = Denoiser(new_encoder(), new_projection(), new_transformer(1, 1)).eval()
-    tokenizer = new_tokenizer()
-    latents, noise = torch.randn(2, 1, LATENT_CHANNELS, FRAMES)
+    model, tokenizer = Denoiser(layers=1, heads=1).eval(), new_tokenizer()
+    seen = torch.randn(1, LATENT_CHANNELS, FRAMES)
 
-    def loss(text: str, seconds: float, dropped: bool) -> float:
+    @torch.no_grad()
+    def predicted(text: str, seconds: float, dropped: bool) -> list[float]:
         ids, mask = tokenize(tokenizer, [text])
-        with torch.no_grad():
-            return float(
-                model(
-                    latents,
-                    noise,
-                    torch.tensor([1.0]),
-                    ids,
-                    mask,
-                    torch.tensor([seconds]),
-                    torch.tensor([dropped]),
-                )
-            )
+        levels, ends = torch.tensor([[1.0], [seconds]])
+        found: torch.Tensor = model(
+            seen, levels, model.text(ids, mask), mask, ends, torch.tensor([dropped])
+        )
+        values: list[float] = found.flatten().tolist()
+        return values
 
-    assert loss("a low tone", 2.0, dropped=True) == loss("three beeps", 2.0, dropped=True)
-    assert loss("a low tone", 2.0, dropped=False) != loss("three beeps", 2.0, dropped=False)
-    assert loss("a low tone", 2.0, dropped=True) != loss("a low tone", 3.0, dropped=True)
+    assert predicted("a low tone", 2.0, dropped=True) == predicted("3 beeps", 2.0, dropped=True)
+    assert predicted("a low tone", 2.0, dropped=False) != predicted("3 beeps", 2.0, dropped=False)
+    assert predicted("a low tone", 2.0, dropped=True) != predicted("a low tone", 3.0, dropped=True)
+
+
+def test_the_heads_can_be_learned_from() -> None:
+    torch.manual_seed(3)
+    model = Denoiser(layers=2, heads=1)
+    with pytest.raises(RuntimeError, match="no forward"):
+        model.where_loss()
+    ids, mask = tokenize(new_tokenizer(), ["a low tone", "3 beeps"])
+    text, ones = model.text(ids, mask), torch.ones(2)
+    model(torch.randn(2, LATENT_CHANNELS, FRAMES), ones, text, mask, ones, ones > 0)
+    where, what = model.where_loss(), model.what_loss(text, mask, training_sounds()[:2])
+    assert math.isclose(where.item(), math.log(FRAMES), rel_tol=0.2)
+    torch.autograd.backward(where + what)
+    for part in (model.transformer.transformer_blocks[0].attn1.to_q, model.text_encoder.shared):
+        assert part.weight.grad is not None
 
 
 def test_noise_levels_cover_the_range_that_is_sampled() -> None:

@@ -40,6 +40,10 @@ WORDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "slow": ("slow", "slowly beaten", "unhurried"),
         "fast": ("fast", "rapid", "hurried"),
     },
+    "size": {
+        "big": ("big", "large", "huge"),
+        "small": ("small", "little", "tiny"),
+    },
     "colour": {
         "hiss": ("hiss", "hissing", "static", "white noise"),
         "rumble": ("rumble", "rumbling", "wind", "thunder"),
@@ -74,11 +78,11 @@ SENTENCES: Mapping[str, tuple[str, ...]] = {
         "the sound of {count} {loudness?} {pitch?} {beeps}",
     ),
     "drum": (
-        "{loudness?} {tempo?} drum beats",
-        "a {loudness?} {tempo?} drum",
-        "{tempo?} drumming , {loudness?}",
-        "the {loudness?} sound of {tempo?} drums",
-        "{tempo?} {loudness?} beats of a drum",
+        "{loudness?} {tempo?} {size?} drum beats",
+        "a {loudness?} {tempo?} {size?} drum",
+        "{tempo?} drumming on a {size?} drum , {loudness?}",
+        "the {loudness?} sound of {tempo?} {size?} drums",
+        "{tempo?} {loudness?} beats of a {size?} drum",
     ),
     "noise": (
         "a {loudness?} {shape?} {colour}",

@@ -7,6 +7,7 @@ two answers is no answer: the attribute is then missing, and counts as wrong.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -31,7 +32,7 @@ ACTIVE = 0.3
 """Share of the peak above which a sound is on."""
 TONAL = 0.6
 """Share of the energy within a few Hz of the strongest pitch and its octave, for a tone."""
-DRUM_HZ = (55.0, 150.0)
+DRUM_HZ = {"big": (55.0, 105.0), "small": (122.0, 160.0)}
 PITCH_HZ = {"low": (165.0, 310.0), "middle": (440.0, 760.0), "high": (1120.0, 1850.0)}
 BRIGHT_HZ = (800.0, 1500.0)
 """Centre of the spectrum: a rumble below the first, a hiss above the second."""
@@ -144,8 +145,9 @@ def _hear_tones(clip: _Clip, duration_s: float) -> Heard | None:
     runs = _runs(clip.level > ACTIVE * clip.peak)
     on = np.concatenate([np.arange(*run) for run in runs])
     pitch_hz = float(np.median(clip.pitch_hz[on]))
-    if DRUM_HZ[0] < pitch_hz < DRUM_HZ[1]:
-        return _hear_drum(runs)
+    if DRUM_HZ["big"][0] < pitch_hz < DRUM_HZ["small"][1]:
+        heard = _hear_drum(runs)
+        return heard and _with_band(heard, "size", DRUM_HZ, pitch_hz)
     longest = max(runs, key=lambda run: run[1] - run[0])
     length_s = (longest[1] - longest[0]) * HOP_S
     ends = _ends(clip.pitch_hz[slice(*longest)])
@@ -159,9 +161,16 @@ def _hear_tones(clip: _Clip, duration_s: float) -> Heard | None:
         heard = Heard("beeps", {"count": str(len(runs))})
     else:
         return None
-    for name, (low, high) in PITCH_HZ.items():
-        if low < pitch_hz < high:
-            heard.values["pitch"] = name
+    return _with_band(heard, "pitch", PITCH_HZ, pitch_hz)
+
+
+def _with_band(
+    heard: Heard, axis: str, bands: Mapping[str, tuple[float, float]], at_hz: float
+) -> Heard:
+    """``heard`` with the name of the band that ``at_hz`` lies in, if there is one."""
+    for name, (low, high) in bands.items():
+        if low < at_hz < high:
+            heard.values[axis] = name
     return heard
 
 

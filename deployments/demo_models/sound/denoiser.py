@@ -14,12 +14,14 @@ The pipeline's conventions, followed to the letter:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import (
     EDMDPMSolverMultistepScheduler,
     StableAudioDiTModel,
+    StableAudioPipeline,
     StableAudioProjectionModel,
 )
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
@@ -27,13 +29,17 @@ from torch import Tensor, nn
 
 from deployments.demo_models.sound.latents import LATENT_CHANNELS
 from deployments.demo_models.sound.render import FRAMES
-from deployments.demo_models.sound.text import TEXT_CHANNELS
+from deployments.demo_models.sound.text import TEXT_CHANNELS, AttributeHead, new_encoder
+from deployments.demo_models.sound.world import Sound
 
 SIGMA_MIN = 0.03
 SIGMA_MAX = 60.0
 DROPPED_CAPTIONS = 0.1
 """How often a caption is replaced by zeros in training, for guidance."""
 SECONDS_MAX = 4.0
+HEAD_CHANNELS = 32
+KNOWS_WHERE = 1
+"""The block whose states tell which frame each is."""
 
 
 def new_scheduler() -> EDMDPMSolverMultistepScheduler:
@@ -56,13 +62,13 @@ def new_projection() -> StableAudioProjectionModel:
     )
 
 
-def new_transformer(layers: int = 4, heads: int = 4) -> StableAudioDiTModel:
+def new_transformer(layers: int, heads: int) -> StableAudioDiTModel:
     return StableAudioDiTModel(
         sample_size=FRAMES,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         num_layers=layers,
-        attention_head_dim=32,
+        attention_head_dim=HEAD_CHANNELS,
         num_attention_heads=heads,
         num_key_value_attention_heads=heads,
         cross_attention_dim=TEXT_CHANNELS,
@@ -73,49 +79,92 @@ def new_transformer(layers: int = 4, heads: int = 4) -> StableAudioDiTModel:
 
 
 class Denoiser(nn.Module):
-    """Text encoder, projection and transformer: all that is trained on latents."""
+    """What is trained together: text encoder, projection and transformer, and two heads that are
+    dropped when the training ends. Of a frame's place the transformer knows only how far it is
+    from others, and of a caption only its words: one head has to tell, from an early block's
+    states, which frame each is, the other what a caption says."""
 
-    def __init__(self, text_encoder: Any, projection_model: Any, transformer: Any) -> None:
+    def __init__(self, layers: int = 4, heads: int = 3) -> None:
         super().__init__()
-        self.text_encoder = text_encoder
-        self.projection_model = projection_model
-        self.transformer = transformer
+        self.text_encoder = new_encoder()
+        self.projection_model = new_projection()
+        self.transformer = new_transformer(layers, heads)
+        self.where = nn.Linear(HEAD_CHANNELS * heads, FRAMES)
+        self.what = AttributeHead()
+        self._states: Tensor | None = None
+        early = self.transformer.transformer_blocks[min(KNOWS_WHERE, layers - 1)]
+        early.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, states: Tensor) -> None:
+        self._states = states
+
+    def text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """[captions, TOKENS, TEXT_CHANNELS] of ``ids`` and ``mask`` [captions, TOKENS]."""
+        states: Tensor = self.text_encoder(ids, attention_mask=mask)[0]
+        return states
 
     def forward(
         self,
-        latents: Tensor,
-        noise: Tensor,
+        seen: Tensor,
         sigma: Tensor,
-        ids: Tensor,
+        text: Tensor,
         mask: Tensor,
         seconds: Tensor,
         dropped: Tensor,
     ) -> Tensor:
-        """The mean squared error of the prediction.
-
-        ``latents`` and ``noise`` [clips, LATENT_CHANNELS, FRAMES]; ``sigma``, ``seconds`` (where
-        the sound ends) and ``dropped`` (true: without its caption) [clips]; ``ids`` and ``mask``
-        [clips, TOKENS].
-        """
-        states = self.text_encoder(ids, attention_mask=mask)[0]
+        """The prediction for what :func:`noised` gives, as ``seen`` [clips, LATENT_CHANNELS,
+        FRAMES]. ``sigma``, ``seconds`` (where the sound ends) and ``dropped`` (true: without its
+        caption) are [clips]."""
         conditions = self.projection_model(
-            text_hidden_states=states, start_seconds=torch.zeros_like(seconds), end_seconds=seconds
+            text_hidden_states=text, start_seconds=torch.zeros_like(seconds), end_seconds=seconds
         )
         start = conditions.seconds_start_hidden_states
         end = conditions.seconds_end_hidden_states
-        text = conditions.text_hidden_states * mask.unsqueeze(-1)
-        everything = torch.cat([text, start, end], dim=1) * ~dropped[:, None, None]
-        size = sigma[:, None, None]
-        norm = (1 + size**2).sqrt()
-        predicted = self.transformer(
-            (latents + size * noise) / norm,
+        states = conditions.text_hidden_states * mask.unsqueeze(-1)
+        everything = torch.cat([states, start, end], dim=1) * ~dropped[:, None, None]
+        predicted: Tensor = self.transformer(
+            seen,
             sigma.log() / 4,
             encoder_hidden_states=everything,
             global_hidden_states=torch.cat([start, end], dim=2),
-            rotary_embedding=_rotary(self.transformer, latents.shape[2], latents.device),
+            rotary_embedding=_rotary(self.transformer, seen.shape[2], seen.device),
             return_dict=False,
         )[0]
-        return nn.functional.mse_loss(predicted.float(), (noise - size * latents) / norm)
+        return predicted
+
+    def where_loss(self) -> Tensor:
+        """Cross entropy of which frame each of the last forward is."""
+        if self._states is None:
+            raise RuntimeError("there was no forward whose frames could be asked")
+        told = self.where(self._states[:, 1:])  # the first is the global state
+        frames = torch.arange(told.shape[1], device=told.device).expand(len(told), -1)
+        return nn.functional.cross_entropy(told.transpose(1, 2), frames)
+
+    def what_loss(self, text: Tensor, mask: Tensor, sounds: Sequence[Sound]) -> Tensor:
+        """Cross entropy of what each caption says."""
+        loss: Tensor = self.what(text, mask, sounds)
+        return loss
+
+
+def noised(latents: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """What the network sees and what it should predict, [clips, LATENT_CHANNELS, FRAMES] as
+    ``latents`` and ``noise`` are; ``sigma`` [clips]."""
+    size = sigma[:, None, None]
+    norm = (1 + size**2).sqrt()
+    return (latents + size * noise) / norm, (noise - size * latents) / norm
+
+
+def new_pipeline(denoiser: Denoiser, codec: Any, tokenizer: Any) -> StableAudioPipeline:
+    """For ``save_pretrained``."""
+    pipeline: StableAudioPipeline = StableAudioPipeline(
+        vae=codec.eval(),
+        text_encoder=denoiser.text_encoder.eval(),
+        projection_model=denoiser.projection_model.eval(),
+        tokenizer=tokenizer,
+        transformer=denoiser.transformer.eval(),
+        scheduler=new_scheduler(),
+    )
+    return pipeline
 
 
 def _rotary(transformer: Any, frames: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -26,13 +26,12 @@ FRAMES = 64
 SAMPLES = FRAME * FRAMES
 """3.072 s, the longest clip."""
 FRAME_S = FRAME / SAMPLING_RATE_HZ
-CYCLES = (4, 5, 9, 11, 13, 16, 20, 24, 28, 32, 39, 48, 60, 68, 76)
-"""Of each pitch in a frame: two below all others (83 and 104 Hz; the drum is the first), then a
-scale from 188 to 1583 Hz."""
+CYCLES = (4, 7, 9, 11, 13, 16, 20, 24, 28, 32, 39, 48, 60, 68, 76)
+"""Of each pitch in a frame: the two drums (83 and 146 Hz), then a scale from 188 to 1583 Hz."""
 NOISES = ("hiss", "rumble")
 VOICES = len(CYCLES) + len(NOISES)
 
-DRUM = 0
+DRUM_VOICES: Mapping[str, int] = {"big": 0, "small": 1}
 SCALE = tuple(range(2, len(CYCLES)))
 PITCH_VOICES: Mapping[str, int] = {"low": 3, "middle": 8, "high": 13}
 """229, 583 and 1417 Hz."""
@@ -127,7 +126,7 @@ def _beeps(score: Score, sound: Sound, frames: int, random: np.random.Generator)
 def _drum(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:
     for first in range(int(random.integers(0, 3)), frames - 2, BEATS[sound["tempo"]]):
         hit = HIT[: frames - first]
-        score[DRUM, first : first + len(hit)] = hit
+        score[DRUM_VOICES[sound["size"]], first : first + len(hit)] = hit
 
 
 def _noise(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:

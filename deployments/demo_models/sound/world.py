@@ -27,7 +27,7 @@ AXES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "loudness": LOUDNESS,
     },
     "beeps": {"count": ("1", "2", "3", "4"), "pitch": PITCHES, "loudness": LOUDNESS},
-    "drum": {"tempo": ("slow", "fast"), "loudness": LOUDNESS},
+    "drum": {"size": ("big", "small"), "tempo": ("slow", "fast"), "loudness": LOUDNESS},
     "noise": {
         "colour": ("hiss", "rumble"),
         "shape": ("steady", "swelling", "fading"),
@@ -80,7 +80,8 @@ HELD_OUT: frozenset[Sound] = frozenset(
         ("beeps", ("2", "low", "loud")),
         ("beeps", ("4", "middle", "soft")),
         ("beeps", ("1", "middle", "loud")),
-        ("drum", ("fast", "soft")),
+        ("drum", ("big", "fast", "soft")),
+        ("drum", ("small", "slow", "loud")),
         ("noise", ("rumble", "swelling", "soft")),
         ("noise", ("hiss", "fading", "loud")),
         ("noise", ("hiss", "steady", "soft")),
