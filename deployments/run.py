@@ -83,8 +83,8 @@ class JobRun:
         self._began = time.monotonic()
         self._created_s = self._began - lease.waited_ms / 1000
         self._costs = costs
-        self._estimate = costs.estimate(self.job.spec)
-        self.tokens = self.job.spec.tokens(costs.model)
+        self._estimate = costs.estimate(self.job.clip)
+        self.tokens = self.job.clip.tokens(costs.model)
         self._deliver_s = 0.0
         self._fingerprint = fingerprint
         self._lease_s_min = lease_s_min
@@ -117,7 +117,7 @@ class JobRun:
     @property
     def compile_s(self) -> float:
         """How long the engine may be busy with compiling for this run."""
-        denoises = not self._released and self._step < self.job.spec.steps
+        denoises = not self._released and self._step < self.job.clip.steps
         return self._costs.compile_s(self.tokens) if denoises else 0.0
 
     @property
@@ -147,7 +147,7 @@ class JobRun:
     @property
     def denoises(self) -> bool:
         """Whether it has steps left."""
-        return not self._released and self._step < self.job.spec.steps
+        return not self._released and self._step < self.job.clip.steps
 
     def gives_way_to(self, other: Contender, now_ms: int, quantum_s: float) -> bool:
         """Whether it is worth asking to run ``other`` in its place; times are Redis's."""
@@ -239,9 +239,9 @@ class JobRun:
 
     async def _run_and_store(self) -> dict[str, Any] | None:
         """What the job's result records; None if the run yielded."""
-        with ClipFiles(self.job.spec) as files:
+        with ClipFiles(self.job.clip) as files:
             self._engine.submit(
-                self.id, self.job.spec, await self._resume(), contender=self._contender
+                self.id, self.job.clip, await self._resume(), contender=self._contender
             )
             self._in_engine = True
             if self._preempted:  # while it was being loaded
@@ -256,7 +256,7 @@ class JobRun:
             began = time.perf_counter()
             result = dict(await self._patiently(lambda: self._upload(files)))
             self._stages["store_s"] = time.perf_counter() - began
-            self._costs.observe_deliver(output_pixels(self.job.spec), self._deliver_s)
+            self._costs.observe_deliver(output_pixels(self.job.clip), self._deliver_s)
             return result
 
     @property
@@ -329,7 +329,7 @@ class JobRun:
                     self._stages.setdefault("denoise_s", 0.0)
                     self._stages["decode_s"] = event.decode_s
                     self._spent_s += event.decode_s
-                    pixels = rendered_pixels(self._costs.model, self.job.spec)
+                    pixels = rendered_pixels(self._costs.model, self.job.clip)
                     self._costs.observe_decode(pixels, event.decode_s)
                     return True
                 case Yielded():
@@ -360,7 +360,7 @@ class JobRun:
         if event.leads and not self._costs.observe_step(self.tokens, event.rows, step_s):
             # What compiling takes beside the step is nobody's in particular.
             step_s = min(step_s, self._estimate.step_s)
-        self._spent_s += step_s * self.job.spec.rows / event.rows
+        self._spent_s += step_s * self.job.clip.rows / event.rows
 
     @property
     def _spent_ms(self) -> int:
@@ -371,7 +371,7 @@ class JobRun:
     def _remaining_ms(self) -> int:
         """From this run's own step time once it has one."""
         step_s = self._step_s or self._estimate.step_s
-        left_s = step_s * (self.job.spec.steps - self._step)
+        left_s = step_s * (self.job.clip.steps - self._step)
         return max(1, round(1000 * (left_s + self._estimate.decode_s + self._estimate.deliver_s)))
 
     async def _heartbeat_if_due(self, phase: Phase) -> None:

@@ -206,7 +206,7 @@ class Worker:
         tokens: dict[str, int] = {}
         for run in self._runs.values():
             if run.denoises:
-                spec = run.job.spec
+                spec = run.job.clip
                 rows[spec.shape] += spec.rows
                 tokens[spec.shape] = spec.tokens(self._model)
         return Room(

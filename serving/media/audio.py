@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from fractions import Fraction
 from types import TracebackType
 from typing import Self, cast
@@ -21,6 +20,7 @@ from av.container import OutputContainer
 from av.filter import Graph
 
 from serving.media.errors import EncodeError
+from serving.plan.speech import AudioFormat
 
 RATE_HZ = 24_000
 """Of every format, one channel: what players of OpenAI's ``pcm`` take it for."""
@@ -32,15 +32,6 @@ PEAK_DBTP = -1.5
 TEMPO_MIN, TEMPO_MAX = 0.05, 20.0
 _ATEMPO_MIN = 0.5
 """One such filter goes no slower; two in a row do."""
-
-
-class AudioFormat(StrEnum):
-    MP3 = "mp3"
-    OPUS = "opus"
-    AAC = "aac"
-    FLAC = "flac"
-    WAV = "wav"
-    PCM = "pcm"
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal, Protocol
 
 Gender = Literal["female", "male", "neutral"]
+
+
+class AudioFormat(StrEnum):
+    """What sound can be delivered as; ``serving/media`` makes it."""
+
+    MP3 = "mp3"
+    OPUS = "opus"
+    AAC = "aac"
+    FLAC = "flac"
+    WAV = "wav"
+    PCM = "pcm"
 
 
 @dataclass(frozen=True)

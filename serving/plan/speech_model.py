@@ -26,7 +26,8 @@ class _Strict(BaseModel):
 class SpeechLimits(_Strict):
     """What it may be asked for. ``voices`` gives names of other services to voices it has."""
 
-    input_chars_max: int = Field(4096, ge=1, le=100_000)
+    input_chars_max: int = Field(4096, ge=1, le=100_000, description="of what is heard at once")
+    job_chars_max: int = Field(40_000, ge=1, le=100_000, description="of a job, which waits")
     speed: FloatRange = FloatRange(default=1.0, min=0.25, max=4.0)
     voice: str = Field(min_length=1, description="where a request names none")
     voices: dict[str, str] = {}
