@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -12,8 +11,8 @@ import torch
 from deployments.actor import actor_id
 from deployments.connections import open_backends
 from deployments.engine_metrics import EngineMetrics
+from deployments.hosted_worker import HostedWorker
 from deployments.logs import set_up_logs
-from deployments.patience import end
 from deployments.settings import StackSettings
 from deployments.starting import process_age_s, starting
 from deployments.tracing import open_tracer
@@ -27,11 +26,8 @@ log = logging.getLogger(__name__)
 LINUX = sys.platform == "linux"
 
 
-class ModelReplica:
-    """Hosts one :class:`Worker`. Serve places it, watches it and takes it away again.
-
-    It answers no requests: work comes from the queue, so nothing is lost with a router.
-    """
+class ModelReplica(HostedWorker):
+    """Hosts one :class:`Worker`."""
 
     def __init__(self, model_id: str) -> None:
         settings, replica = StackSettings.load(), actor_id()
@@ -41,36 +37,21 @@ class ModelReplica:
         torch.set_num_threads(len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1)
         with starting(settings, model.id, replica):
             family = load_family(model, settings.models_folder)
-            self._backends = open_backends(settings, open_tracer(settings, "replica", replica))
-            self._worker = Worker(
+            backends = open_backends(settings, open_tracer(settings, "replica", replica))
+            worker = Worker(
                 model,
                 family,
-                self._backends.cell,
-                self._backends.store,
+                backends.cell,
+                backends.store,
                 replica,
                 JobSettings(),
-                self._backends.tracer,
+                backends.tracer,
                 start_s=process_age_s(),
             )
-        self._model = model
-        metrics = EngineMetrics(model.id, self._worker.costs.device)
-        # Serve calls the constructor on the replica's own event loop.
-        loop = asyncio.get_running_loop()
-        self._task = loop.create_task(self._worker.run(), name="worker")
-        self._publishing = loop.create_task(
-            metrics.publish_forever(self._worker.counts), name="engine metrics"
+        metrics = EngineMetrics(model.id, worker.costs.device)
+        self._host(
+            worker,
+            backends,
+            drain_s=lambda: drain_s(model, [worker.costs]),
+            beside=metrics.publish_forever(worker.counts),
         )
-
-    async def check_health(self) -> None:
-        """Serve replaces the replica when this raises."""
-        if self._task.done():
-            raise RuntimeError(f"the worker ended: {self._task}")
-        self._worker.check()
-
-    async def __del__(self) -> None:
-        """Serve's drain hook: hand the jobs back before the process goes."""
-        if not hasattr(self, "_worker"):
-            return
-        await self._worker.drain(drain_s(self._model, [self._worker.costs]))
-        await end(self._task, self._publishing)
-        await self._backends.close()

@@ -1,4 +1,4 @@
-"""What speaks for an ingress: espeak-ng in its process, or models of Triton servers."""
+"""What speaks for an ingress or a replica: espeak-ng in its process, or a model of a Triton."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def open_speech(
     async with AsyncExitStack() as stack:
         for model in settings.speech_catalog().models.values():
             try:
-                speakers[model.id] = await _open(model, settings.triton_url, stack)
+                speakers[model.id] = open_speaker(model, settings.triton_url, stack)
             except ConfigError as error:
                 log.warning("the model '%s' is not served: %s", model.id, error.message)
         catalog = SpeechCatalog(
@@ -37,7 +37,9 @@ async def open_speech(
         yield Speech(catalog, speakers, InlineLeases(cell, holder, jobs))
 
 
-async def _open(model: SpeechModel, triton_url: str | None, stack: AsyncExitStack) -> Speaker:
+def open_speaker(model: SpeechModel, triton_url: str | None, stack: AsyncExitStack) -> Speaker:
+    """What speaks for this model, until ``stack`` is closed; :class:`ConfigError` where nothing
+    can."""
     # Each needs what not every machine has.
     server = model.triton or (TritonSpeech(url=triton_url) if triton_url else None)
     if server is None:
@@ -59,6 +61,26 @@ async def _open(model: SpeechModel, triton_url: str | None, stack: AsyncExitStac
         speed_range=_ends(server.speed),
         patience_s=server.patience_s,
     )
+
+
+def those_that_speak(settings: StackSettings) -> list[str]:
+    """Ids of the models of the catalog that can speak on this machine."""
+    return [
+        model.id
+        for model in settings.speech_catalog().models.values()
+        if model.triton or settings.triton_url or _has_espeak()
+    ]
+
+
+def _has_espeak() -> bool:
+    from serving.models.espeak import find_library
+
+    try:
+        find_library()
+    except ConfigError as error:
+        log.warning("espeak-ng: %s", error.message)
+        return False
+    return True
 
 
 def _ends(speed: FloatRange) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from serving.jobs import InlineLease, InlineLeases
 from serving.media import CODECS, AudioEncoder
 from serving.plan.errors import GenerationError, ReelserveError, ServiceUnavailable, StaleLease
-from serving.plan.speech import Speaker
+from serving.plan.speech import SILENT_S_MAX, Speaker
 from serving.plan.speech_spec import SpeechSpec
 
 log = logging.getLogger(__name__)
@@ -22,9 +22,6 @@ FIRST_PIECE_S, PIECE_S = 0.1, 1.0
 """So much sound is encoded at a time: a little at first, so that it is heard at once."""
 RENEWALS = 3
 """In the time of a lease."""
-ENGINE_S_MAX = 60.0
-"""An engine that makes nothing for longer is taken to hang, and the lease lapses. A speaker gives
-up sooner by itself when its server is away."""
 CANCEL_AGAIN_S = 1.0
 SETTLE_TRIES, SETTLE_S = 20, 0.5
 """While Redis is away. After that the lease lapses, and nothing is paid."""
@@ -109,7 +106,7 @@ class SpeechWork:
                     async with asyncio.timeout(every_s):
                         await self._sent.wait()
             since_s = self._waits_since_s
-            if since_s is None or time.monotonic() - since_s < ENGINE_S_MAX:
+            if since_s is None or time.monotonic() - since_s < SILENT_S_MAX:
                 try:
                     await self._renew()
                 except ServiceUnavailable as error:

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Protocol
 
+SILENT_S_MAX = 60.0
+"""A speaker that makes nothing for longer is taken to hang. It gives up sooner by itself when its
+engine is away."""
+
 Gender = Literal["female", "male", "neutral"]
 
 

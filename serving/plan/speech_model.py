@@ -1,8 +1,8 @@
 """Models that speak, as the catalog has them: what may be asked of them, what it takes and costs.
 
-A file under ``deployments/catalog/`` with a ``speech`` section is one. They have no replicas of
-their own: an ingress speaks, or has a model server speak, so they stand beside the models of
-:mod:`serving.plan.catalog` and not among them.
+A file under ``deployments/catalog/`` with a ``speech`` section is one. What is heard at once an
+ingress speaks, or has a model server speak, and what may wait a replica that is as light; so they
+stand beside the models of :mod:`serving.plan.catalog` and not among them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from serving.plan.catalog import FloatRange, by_name, with_default_classes
+from serving.plan.catalog import FloatRange, Placement, by_name, with_default_classes
 from serving.plan.classes import DEFAULT_POLICIES, ClassPolicy, ServiceClass
 from serving.plan.errors import ConfigError, InvalidRequest
 
@@ -73,6 +73,9 @@ class SpeechModel(_Strict):
     triton: TritonSpeech | None = None
     cost: SpeechCost
     price: SpeechPrice = SpeechPrice()
+    placement: Placement = Field(
+        Placement(num_cpus=0.1, slots=4), description="of the replicas that make its jobs"
+    )
     classes: Annotated[dict[ServiceClass, ClassPolicy], BeforeValidator(with_default_classes)] = (
         Field(dict(DEFAULT_POLICIES), description="what requests of each class may count on")
     )

@@ -41,7 +41,7 @@ def lease_s(costs: CostModel) -> float:
         store=nothing,
         held=nothing,
         engine=nothing,
-        left_engine=nothing,
+        left_slot=nothing,
     ).lease_s
 
 
