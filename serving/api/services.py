@@ -20,10 +20,11 @@ from serving.api.signing import UrlSigner
 from serving.api.users import Users
 from serving.jobs import CostReader, Decisions, InlineLeases, JobQueue
 from serving.media import ArtifactStore
-from serving.plan.catalog import Catalog, ScalingPolicy
+from serving.plan.catalog import Catalog, Model, ScalingPolicy
 from serving.plan.classes import Offered
+from serving.plan.errors import InvalidRequest, NotFound
 from serving.plan.speech import Speaker
-from serving.plan.speech_model import SpeechCatalog
+from serving.plan.speech_model import SpeechCatalog, SpeechModel
 from serving.tracing import NO_TRACER, Tracer
 
 
@@ -65,6 +66,15 @@ class Services:
     def offered(self) -> Mapping[str, Offered]:
         """Every model, of whatever kind, by id."""
         return {**self.catalog.models, **(self.speech.catalog.models if self.speech else {})}
+
+    def resolve(self, name: str) -> Model | SpeechModel:
+        """A model of whatever kind, by id or alias; :class:`NotFound` if there is none."""
+        if self.speech and name in self.speech.catalog:
+            return self.speech.catalog.resolve(name)
+        try:
+            return self.catalog.resolve(name)
+        except InvalidRequest as error:
+            raise NotFound(error.message, code=error.code, param=error.param) from None
 
     @property
     def scaled(self) -> Mapping[str, ScalingPolicy]:
