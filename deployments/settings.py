@@ -49,7 +49,7 @@ class StackSettings(BaseSettings):
     models: list[str] = Field(["demo-wan"], min_length=1, description="catalog ids to serve")
     speech: list[str] = Field(["espeak"], description="catalog ids that speak")
     triton_url: str | None = Field(
-        None, description="host:port of a Triton server's gRPC, which speaks for the ingress"
+        None, description="host:port of a Triton server's gRPC, which speaks in place of espeak-ng"
     )
     ingress_replicas: int = Field(2, ge=1, le=64, description="processes that answer HTTP")
     proxy: Literal["auto", "haproxy", "serve"] = Field(
