@@ -89,11 +89,13 @@ def serve_config(
     pools = [
         *(
             _pool(
-                model, drain_s(model, learned.get(model.id, ())), scales.enabled and model.scaling
+                model,
+                leave_s=drain_s(model, learned.get(model.id, ())),
+                scales=scales.enabled and model.scaling is not None,
             )
             for model in models
         ),
-        *(_pool(model, DRAIN_S, None) for model in speak),
+        *(_pool(model, leave_s=DRAIN_S, scales=False) for model in speak),
     ]
     app: dict[str, Any] = {
         "name": APP_NAME,
@@ -113,7 +115,7 @@ def logging_config(settings: StackSettings) -> dict[str, Any]:
     return {"encoding": encoding, "enable_access_log": False}
 
 
-def _pool(model: Model | SpeechModel, leave_s: float, scales: object) -> dict[str, Any]:
+def _pool(model: Model | SpeechModel, *, leave_s: float, scales: bool) -> dict[str, Any]:
     """``leave_s``: how long a replica may take to leave; ``scales``: whether the policy says how
     many there are."""
     place = model.placement
