@@ -109,12 +109,13 @@ class SpeechRun(LeasedRun):
 
     @property
     def _remaining_ms(self) -> int:
-        """By how fast it has been so far, once it has said something."""
-        done_share = self._left_share(self.job.checkpoint_step) - self._left_share(self._step)
+        # By how fast it has been so far, turns of others included.
         left_share = self._left_share(self._step)
-        if done_share > 0 and self._spent_s > 0:
-            return max(1, round(1000 * self._spent_s / done_share * left_share))
-        return self._left_ms
+        done_share = self._left_share(self.job.checkpoint_step) - left_share
+        if done_share <= 0:
+            return self._left_ms
+        ran_s = time.monotonic() - self._began
+        return max(1, round(1000 * ran_s / done_share * left_share))
 
     async def _make_and_store(self) -> dict[str, Any] | None:
         try:
@@ -131,6 +132,7 @@ class SpeechRun(LeasedRun):
         except InvalidRequest as error:  # a voice that there was when it was accepted
             raise InvalidInput(error.message, param=error.param) from error
         except self.postpones:
+            await self._point_at_last()
             await asyncio.sleep(AWAY_PAUSE_S)
             raise
 
@@ -200,7 +202,7 @@ class SpeechRun(LeasedRun):
 
     async def _save(self, pcm: bytes) -> None:
         """Before the next one is asked for. When Redis is away, the job points at it with a later
-        one; a store that is away has the job go back."""
+        one, or when it goes back; so it does when the store is away."""
         await self._spoken.put(self._step, pcm)
         self._step += 1
         self._attempt.got_to(self._step)
