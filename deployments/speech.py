@@ -57,6 +57,7 @@ async def _open(model: SpeechModel, triton_url: str | None, stack: AsyncExitStac
         speech=SPEECH.model_copy(update={"model": server.model, "timeout_s": server.timeout_s}),
         voices=VOICES.model_copy(update={"model": server.voices_model}),
         speed_range=_ends(server.speed),
+        instructed=model.speech.instructions,
         patience_s=server.patience_s,
     )
 

@@ -123,6 +123,7 @@ async def _said(model: SpeechModel, speaker: Speaker, fields: SpeechCreate) -> S
         chars=len(text),
         voice=_known(model, name, {each.id: each for each in await speaker.voices()}),
         speed=speed,
+        instructions=fields.instructions or "",
         audio_format=fields.response_format,
         events=fields.stream_format == "sse",
         loudness_lufs=fields.loudness,

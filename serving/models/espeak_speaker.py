@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from serving.models.espeak import espeak, spoken_speed
-from serving.plan.speech import Voice
+from serving.plan.speech import Voice, cannot_be_told
 
 
 class EspeakSpeaker:
@@ -36,8 +36,10 @@ class EspeakSpeaker:
         return True
 
     async def speak(
-        self, sentences: Sequence[str], voice: str, speed: float
+        self, sentences: Sequence[str], voice: str, speed: float, instructions: str = ""
     ) -> AsyncGenerator[bytes, None]:
+        if instructions:
+            raise cannot_be_told()
         self._engine.check_voice(voice)
         loop, stopped = asyncio.get_running_loop(), threading.Event()
 
