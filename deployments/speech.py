@@ -41,9 +41,10 @@ async def _open(model: SpeechModel, triton_url: str | None, stack: AsyncExitStac
     # Each needs what not every machine has.
     server = model.triton or (TritonSpeech(url=triton_url) if triton_url else None)
     if server is None:
-        from serving.models.espeak_speaker import EspeakSpeaker
+        from serving.models.espeak import espeak
+        from serving.models.local_speaker import LocalSpeaker
 
-        speaker = EspeakSpeaker()
+        speaker = LocalSpeaker(espeak())
         stack.push_async_callback(speaker.close)
         return speaker
     from serving.models.triton import TritonServer

@@ -15,8 +15,8 @@ from contextlib import aclosing
 import numpy as np
 
 from serving.models.triton import TritonModel, TritonServer, strings
-from serving.plan.errors import InvalidRequest, ModelFailed, ServiceUnavailable
-from serving.plan.speech import Gender, Voice, cannot_be_told
+from serving.plan.errors import ModelFailed, ServiceUnavailable
+from serving.plan.speech import Gender, Voice, cannot_be_told, no_such_voice
 from serving.plan.triton import Tensor, TritonModelSpec
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class TritonSpeaker:
             raise cannot_be_told()
         await self.voices()
         if voice not in self._voices:
-            raise InvalidRequest(f"There is no voice '{voice[:64]}'.", param="voice")
+            raise no_such_voice(voice)
         heard, tries, progress_s = 0, 0, time.monotonic()
         while heard < len(sentences):
             try:
