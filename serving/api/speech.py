@@ -99,7 +99,7 @@ async def _said(model: SpeechModel, speaker: Speaker, fields: SpeechCreate) -> S
             code="string_too_long",
             param="input",
         )
-    pieces = sentences(text)
+    pieces = sentences(text, limits.sentence_chars_max)
     if not pieces:
         raise InvalidRequest(
             "'input' has nothing to say: it needs a letter or a digit.", param="input"

@@ -57,9 +57,12 @@ VOICES_S = 60.0
 
 
 class TritonSpeaker:
-    """A :class:`~serving.plan.speech.Speaker`. ``sample_rate_hz`` is what the catalog says, and
-    every response is held to it. ``speed_range``: what the model can speak at. ``instructed``: it
-    can be told how to speak, so it must have an input for that."""
+    """A :class:`~serving.plan.speech.Speaker`.
+
+    ``sample_rate_hz`` is what the catalog says, and every response is held to it. ``voices``: the
+    model that knows them, or they themselves. ``speed_range``: what the model can speak at.
+    ``instructed``: it can be told how to speak, so it must have an input for that.
+    """
 
     def __init__(
         self,
@@ -67,19 +70,23 @@ class TritonSpeaker:
         sample_rate_hz: int,
         *,
         speech: TritonModelSpec = SPEECH,
-        voices: TritonModelSpec = VOICES,
+        voices: TritonModelSpec | Sequence[Voice] = VOICES,
         speed_range: tuple[float, float] = (80 / 175, 450 / 175),
         instructed: bool = False,
         patience_s: float = PATIENCE_S,
     ) -> None:
         inputs = {**speech.inputs, **INSTRUCTIONS} if instructed else speech.inputs
         self._speech: TritonModel = server.model(speech.model_copy(update={"inputs": inputs}))
-        self._listing: TritonModel = server.model(voices)
+        self._listing: TritonModel | None = None
+        self._voices: dict[str, Voice] = {}
+        if isinstance(voices, TritonModelSpec):
+            self._listing = server.model(voices)
+        else:
+            self._voices = {voice.id: voice for voice in voices}
         self._sample_rate_hz, self._speed_range = sample_rate_hz, speed_range
         self._instructed = instructed
         self._patience_s = patience_s
         self._checked = False
-        self._voices: dict[str, Voice] = {}
         self._listed_s = -VOICES_S
 
     @property
@@ -93,7 +100,8 @@ class TritonSpeaker:
     async def check(self) -> None:
         """:class:`ConfigError` unless the server's models are of this kind."""
         await self._speech.check()
-        await self._listing.check()
+        if self._listing is not None:
+            await self._listing.check()
         self._checked = True
 
     async def ready(self) -> bool:
@@ -103,7 +111,7 @@ class TritonSpeaker:
 
     async def voices(self) -> Sequence[Voice]:
         """As the server said within the last minute; for as long as it is away, as it said last."""
-        if time.monotonic() - self._listed_s > VOICES_S:
+        if self._listing is not None and time.monotonic() - self._listed_s > VOICES_S:
             try:
                 told = await self._listing.infer({"LANGUAGE": strings([""])})
             except ServiceUnavailable:
