@@ -31,7 +31,7 @@ async def open_speech(
     async with AsyncExitStack() as stack:
         for model in settings.speech_catalog().models.values():
             try:
-                speakers[model.id] = await _open(model, settings.triton_url, stack)
+                speakers[model.id] = await open_speaker(model, settings.triton_url, stack)
             except ConfigError as error:
                 log.warning("the model '%s' is not served: %s", model.id, error.message)
         catalog = SpeechCatalog(
@@ -40,7 +40,11 @@ async def open_speech(
         yield Speech(catalog, speakers, InlineLeases(cell, holder, jobs))
 
 
-async def _open(model: SpeechModel, triton_url: str | None, stack: AsyncExitStack) -> Speaker:
+async def open_speaker(
+    model: SpeechModel, triton_url: str | None, stack: AsyncExitStack
+) -> Speaker:
+    """What speaks for ``model`` as long as ``stack`` is open; :class:`ConfigError` where nothing on
+    this machine can. ``triton_url``: the stack's server, if it has one."""
     # Each needs what not every machine has.
     seat = model.seat
     url = seat.url or triton_url

@@ -121,7 +121,7 @@ class SpeechModel(_Strict):
     @model_validator(mode="after")
     def _has_a_server(self) -> SpeechModel:
         if self.family == "triton" and self.triton is None:
-            raise ValueError("family triton needs a 'triton' section with the server's url")
+            raise ValueError("family triton needs a 'triton' section that says which model it is")
         return self
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ from serving.jobs import CELL, Cell
 from serving.models.triton import TritonServer
 from serving.models.triton_speaker import SPEECH, VOICES, TritonSpeaker
 from serving.plan.errors import ConfigError, InvalidRequest
+from serving.plan.sentences import sentences
 from tests.api import error_of, running_ingress
 from tests.tools import ROOT
 from tests.triton import TritonServer as Process
@@ -49,7 +50,7 @@ async def http(
         "id": "told",
         "family": "triton",
         "description": "A tone.",
-        "speech": {"voice": "tone", "instructions": True},
+        "speech": {"voice": "tone", "instructions": True, "sentence_chars_max": 20},
         "triton": {
             "url": process.url,
             "model": "told",
@@ -88,6 +89,13 @@ async def test_how_it_is_said_is_as_it_was_told(http: httpx.AsyncClient) -> None
         assert len(answer.content) == pytest.approx(2 * 2 * 24_000, rel=0.01)
         assert pitch_hz(answer.content, 24_000) == pytest.approx(heard_hz, abs=2)
     assert (await http.get("/v1/models/told")).json()["instructions"] is True
+
+
+async def test_a_sentence_is_no_longer_than_the_model_can_say(http: httpx.AsyncClient) -> None:
+    """Each is a tone of a second."""
+    words = "one two three four five six seven eight nine ten eleven"
+    answer = await http.post("/v1/audio/speech", json={"input": words, "response_format": "pcm"})
+    assert len(answer.content) == pytest.approx(2 * 24_000 * len(sentences(words, 20)), rel=0.01)
 
 
 async def test_instructions_have_a_limit(http: httpx.AsyncClient) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import aclosing
 from importlib.resources import files
@@ -22,6 +24,7 @@ from serving.models.voices import PAUSE_S, load_voices
 from serving.plan.errors import ConfigError, InvalidRequest, ModelFailed
 from serving.plan.speech import SpeechEngine, Voice
 from serving.plan.speech_model import SPOKEN, SpeechModel, load_speech
+from tests.tools import ROOT
 from tests.voices import bark, tiny_models, vits
 
 TEXT = "The quick brown fox jumps over the lazy dog."
@@ -263,6 +266,32 @@ def test_what_is_no_sound_is_never_heard(tmp_path: Path) -> None:
     engine = load_voices(SpeechModel.model_validate(vits(folder)), Path())
     with pytest.raises(ModelFailed, match="cannot say this: it made something that is not"):
         engine.say(TEXT, "eng")
+
+
+def test_an_ingress_speaks_with_one_and_knows_no_torch(
+    models: Mapping[str, SpeechModel],
+) -> None:
+    """In a process of its own: this one knows torch."""
+    script = f"""
+import asyncio, sys
+from contextlib import AsyncExitStack
+from deployments.speech import open_speaker
+from serving.plan.speech_model import SpeechModel
+async def open_one():
+    async with AsyncExitStack() as stack:
+        model = SpeechModel.model_validate_json({models["tiny-bark"].model_dump_json()!r})
+        speaker = await open_speaker(model, "127.0.0.1:9", stack)
+        print(speaker.sample_rate_hz, *[voice.id for voice in await speaker.voices()])
+asyncio.run(open_one())
+print("torch" in sys.modules, "transformers" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.stdout.split("\n")[:2] == [
+        "24000 v2/de_speaker_0 v2/en_speaker_6",
+        "False False",
+    ], done.stderr
 
 
 def test_ours_in_the_catalog_say_what_they_are() -> None:
