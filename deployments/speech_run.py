@@ -143,7 +143,8 @@ class SpeechRun(LeasedRun):
         self._attempt.begins("speak")
         began = time.perf_counter()
         rest = self._spec.sentences[self._step :]
-        saying = self._speaker.speak(rest, self._spec.voice, self._spec.speed)
+        spec = self._spec
+        saying = self._speaker.speak(rest, spec.voice, spec.speed, spec.instructions)
         try:
             for _ in rest:
                 pcm = None if self._stopping.is_set() else await self._next(saying)

@@ -32,11 +32,11 @@ class Spoken:
     ) -> None:
         spec = job.speech
         decides = {
-            "family": model.family,
-            "server": model.triton.model_dump(mode="json") if model.triton else None,
+            "by": model.model_dump(mode="json", include={"family", "triton", "checkpoint"}),
             "rate_hz": speaker.sample_rate_hz,
             "voice": spec.voice,
             "speed": speaker.spoken_speed(spec.speed),
+            "instructions": spec.instructions,
             "sentences": list(spec.sentences),
         }
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]

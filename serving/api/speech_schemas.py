@@ -14,6 +14,7 @@ from serving.plan.speech_model import SpeechModel
 
 INPUT_SHOWN_CHARS = 1000
 """A page of a hundred texts is to be read in one go."""
+INSTRUCTIONS_CHARS_MAX = 4096
 
 
 class VoiceName(BaseModel):
@@ -33,7 +34,9 @@ class GenerationCreate(JobCreate):
         None, description="one of GET /v1/audio/voices; the model's own if absent"
     )
     instructions: Text | None = Field(
-        None, description="how it is said, where the model can be told"
+        None,
+        max_length=INSTRUCTIONS_CHARS_MAX,
+        description="how it is said, where the model can be told",
     )
     response_format: AudioFormat = Field(AudioFormat.MP3, description=", ".join(AudioFormat))
     speed: Number | None = Field(None, allow_inf_nan=False, description="1 is normal")

@@ -43,7 +43,7 @@ class SpeechWork:
     ) -> None:
         self.lease, self.events = lease, events
         self._leases, self._spec = leases, spec
-        self._spoken = speaker.speak(spec.sentences, spec.voice, spec.speed)
+        self._spoken = speaker.speak(spec.sentences, spec.voice, spec.speed, spec.instructions)
         self._rate_hz = speaker.sample_rate_hz
         self._tempo = spec.speed / speaker.spoken_speed(spec.speed)
         self._encoder: AudioEncoder | None = None

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict
 
 from serving.plan.errors import InvalidRequest
-from serving.plan.sentences import sentences
+from serving.plan.sentences import CHARS_MAX, sentences, speakable
 from serving.plan.speech import AudioFormat, Voice
 from serving.plan.speech_model import SpeechModel
 
@@ -34,11 +34,13 @@ class SpeechSpec(BaseModel):
     speed: float
     audio_format: AudioFormat
     loudness_lufs: float | None = None
+    instructions: str = ""
+    sentence_chars_max: int = CHARS_MAX
 
     @cached_property
     def sentences(self) -> Sequence[str]:
         """What is said at a time, in order."""
-        return sentences(self.input)
+        return sentences(self.input, self.sentence_chars_max)
 
     @property
     def steps(self) -> int:
@@ -76,7 +78,7 @@ class SpeechSpec(BaseModel):
         Raises :class:`InvalidRequest` with the offending ``param`` and what is allowed.
         """
         limits = model.speech
-        if not sentences(input):
+        if not speakable(input):
             raise InvalidRequest(
                 "'input' has nothing to say: it needs a letter or a digit.", param="input"
             )
@@ -103,6 +105,8 @@ class SpeechSpec(BaseModel):
             speed=speed,
             audio_format=audio_format,
             loudness_lufs=loudness_lufs,
+            instructions=instructions or "",
+            sentence_chars_max=limits.sentence_chars_max,
         )
 
 

@@ -26,24 +26,25 @@ from deployments.speech_worker import SpeechWorker
 from deployments.spoken import Spoken
 from serving.jobs import Cell, JobSettings, Leases
 from serving.media import open_store
-from serving.models.espeak_speaker import EspeakSpeaker
+from serving.models.espeak import espeak
+from serving.models.local_speaker import LocalSpeaker
 from serving.plan.catalog import Placement
 
 LIMITS = JobSettings(lease_s_min=2, quantum_s=0.2)
 
 
-class Slow(EspeakSpeaker):
+class Slow(LocalSpeaker):
     """The real one, which keeps a log of what it said, and may take longer."""
 
     def __init__(self, log: Path, sentence_s: float, reach: Callable[[str], None]) -> None:
-        super().__init__()
+        super().__init__(espeak())
         self._log, self._sentence_s, self._reach = log, sentence_s, reach
 
     async def speak(
-        self, sentences: Sequence[str], voice: str, speed: float
+        self, sentences: Sequence[str], voice: str, speed: float, instructions: str = ""
     ) -> AsyncGenerator[bytes, None]:
         at = iter(sentences)
-        async for pcm in super().speak(sentences, voice, speed):
+        async for pcm in super().speak(sentences, voice, speed, instructions):
             await asyncio.sleep(self._sentence_s)
             with self._log.open("a") as log:
                 log.write(f"{next(at)}\n")

@@ -27,7 +27,8 @@ from quota.verify import verify
 from serving.api import Keys
 from serving.jobs import CELL, Cell, compare_holds
 from serving.media import CODECS, AudioFormat, open_store
-from serving.models.espeak_speaker import EspeakSpeaker
+from serving.models.espeak import espeak
+from serving.models.local_speaker import LocalSpeaker
 from tests.api import error_of, running_ingress
 from tests.queue_state import check, read_state
 from tests.speech_jobs import FOX, seconds, text, voice_model
@@ -82,7 +83,7 @@ async def http(url: str, key: str) -> AsyncIterator[httpx.AsyncClient]:
 @asynccontextmanager
 async def speaking(settings: StackSettings, cell: Cell) -> AsyncIterator[None]:
     """A replica."""
-    speaker = EspeakSpeaker()
+    speaker = LocalSpeaker(espeak())
     worker = SpeechWorker(voice_model(), speaker, cell, open_store(settings.store_url), "r1")
     task = asyncio.create_task(worker.run())
     try:

@@ -25,7 +25,8 @@ from quota.redis_ledger import RedisLedger
 from quota.verify import verify
 from serving.jobs import Cell, Job, JobQueue, JobSettings, Limits, State, Upkeep, Wish
 from serving.media import ArtifactStore, open_store
-from serving.models.espeak_speaker import EspeakSpeaker
+from serving.models.espeak import espeak
+from serving.models.local_speaker import LocalSpeaker
 from serving.models.triton import TritonServer as Connection
 from serving.models.triton_speaker import TritonSpeaker
 from serving.plan.catalog import Placement
@@ -125,7 +126,7 @@ def said(*logs: Path) -> list[str]:
 
 def length(sentences: int) -> float:
     """How long such a text sounds when nothing happens to it."""
-    speaker = EspeakSpeaker()
+    speaker = LocalSpeaker(espeak())
 
     async def speak() -> float:
         parts = [pcm async for pcm in speaker.speak(_sentences(sentences), "en-us", 1)]
