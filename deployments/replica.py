@@ -20,6 +20,7 @@ from deployments.tracing import open_tracer
 from deployments.worker import Worker
 from serving.jobs import JobSettings
 from serving.models.load import load_family
+from serving.models.triton_upscaler import TritonUpscaler
 from serving.plan.drain import drain_s
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class ModelReplica:
         with starting(settings, model.id, replica):
             family = load_family(model, settings.models_folder)
             self._backends = open_backends(settings, open_tracer(settings, "replica", replica))
+            seat = model.upscaler
+            self._upscaler = TritonUpscaler(seat) if seat and model.upscales else None
             self._worker = Worker(
                 model,
                 family,
@@ -51,6 +54,7 @@ class ModelReplica:
                 JobSettings(),
                 self._backends.tracer,
                 start_s=process_age_s(),
+                upscaler=self._upscaler,
             )
         self._model = model
         metrics = EngineMetrics(model.id, self._worker.costs.device)
@@ -73,4 +77,6 @@ class ModelReplica:
             return
         await self._worker.drain(drain_s(self._model, [self._worker.costs]))
         await end(self._task, self._publishing)
+        if self._upscaler is not None:
+            await self._upscaler.close()
         await self._backends.close()

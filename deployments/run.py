@@ -14,6 +14,7 @@ from deployments.checkpoints import Held, load_checkpoint, save_checkpoint
 from deployments.clip_files import ClipFiles
 from deployments.patience import until_answered
 from deployments.previews import Previews
+from deployments.upscaling import Upscaling
 from serving.engine import (
     Began,
     Decoded,
@@ -33,7 +34,8 @@ from serving.engine import (
 from serving.jobs import Lease, Leases, Phase, Resident
 from serving.media import ArtifactStore, EncodeError, StoreError, StoreUnavailable
 from serving.models.family import Frames
-from serving.plan.costs import CostModel, output_pixels, rendered_pixels
+from serving.models.triton_upscaler import TritonUpscaler
+from serving.plan.costs import CostModel, output_pixels, rendered_pixels, upscaled_pixels
 from serving.plan.errors import (
     CheckpointError,
     DeliveryFailed,
@@ -77,6 +79,7 @@ class JobRun:
         engine: Engine,
         left_engine: Callable[[], None],
         tracer: Tracer = NO_TRACER,
+        upscaler: TritonUpscaler | None = None,
     ) -> None:
         self.job = lease.job
         self._attempt = Attempt(lease, tracer, lease.job.checkpoint_step)
@@ -95,6 +98,8 @@ class JobRun:
         self._left_engine = left_engine
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._keeping: asyncio.Task[None] | None = None
+        self._upscaler = upscaler
+        self._upscaling: Upscaling | None = None
         self._previews = Previews(self.job, leases, store)
         self._stages: dict[str, float] = {}
         self._heartbeat_at = 0.0
@@ -132,6 +137,8 @@ class JobRun:
     def receive(self, event: Event) -> None:
         self._attempt.saw(event)
         self._events.put_nowait(event)
+        if isinstance(event, Decoded):  # frames that still wait here keep nobody from the device
+            self._release_engine()
 
     # Its place among others.
 
@@ -210,7 +217,7 @@ class JobRun:
         """From the lease to the stored clip, or to the job's return to the queue."""
         try:
             result = await self._run_and_store()
-        except (EngineClosed, StoreUnavailable) as error:
+        except (EngineClosed, StoreUnavailable, ServiceUnavailable) as error:
             # Whoever takes it next goes on from what is saved, final latents included.
             log.warning("%s goes back: %s", self.id, error or "the engine is closing")
             result = None
@@ -239,6 +246,7 @@ class JobRun:
 
     async def _run_and_store(self) -> dict[str, Any] | None:
         """What the job's result records; None if the run yielded."""
+        self._upscaling = self._open_upscaling()
         with ClipFiles(self.job.spec) as files:
             self._engine.submit(
                 self.id, self.job.spec, await self._resume(), contender=self._contender
@@ -257,6 +265,10 @@ class JobRun:
             result = dict(await self._patiently(lambda: self._upload(files)))
             self._stages["store_s"] = time.perf_counter() - began
             self._costs.observe_deliver(output_pixels(self.job.spec), self._deliver_s)
+            if self._upscaling:
+                self._stages["upscale_s"] = self._upscaling.spent_s
+                made = upscaled_pixels(self.job.spec)
+                self._costs.observe_upscale(made, self._upscaling.spent_s)
             return result
 
     @property
@@ -264,6 +276,28 @@ class JobRun:
         """By the engine's clock."""
         job = self.job
         return Contender(1000 * self._created_s, job.est_device_ms, self._left_ms, job.seat)
+
+    def _open_upscaling(self) -> Upscaling | None:
+        if self.job.spec.upscale == 1:
+            return None
+        if self._upscaler is None:  # the catalog was edited since
+            raise ModelFailed(
+                "The clip was to be upscaled, which this model no longer offers. Submit it again "
+                "without 'upscale'."
+            )
+        return Upscaling(
+            self._upscaler, lambda: self._heartbeat(Phase.UPSCALE), lambda: self._engine.closing
+        )
+
+    async def _take(self, files: ClipFiles, frames: Frames) -> None:
+        """Frames as they were decoded."""
+        if self._upscaling is None:
+            await self._write(files, frames)
+            await self._heartbeat_if_due(Phase.DECODE)
+            return
+        async for upscaled in self._upscaling.of(frames):
+            await self._write(files, upscaled)
+            await self._heartbeat_if_due(Phase.UPSCALE)
 
     async def _write(self, files: ClipFiles, frames: Frames) -> None:
         began = time.perf_counter()
@@ -323,8 +357,7 @@ class JobRun:
                     self._keep(event.snapshot)
                     await self._heartbeat(Phase.DECODE)
                 case FramesReady():
-                    await self._write(files, event.frames)
-                    await self._heartbeat_if_due(Phase.DECODE)
+                    await self._take(files, event.frames)
                 case Decoded():
                     self._stages.setdefault("denoise_s", 0.0)
                     self._stages["decode_s"] = event.decode_s
@@ -372,7 +405,8 @@ class JobRun:
         """From this run's own step time once it has one."""
         step_s = self._step_s or self._estimate.step_s
         left_s = step_s * (self.job.spec.steps - self._step)
-        return max(1, round(1000 * (left_s + self._estimate.decode_s + self._estimate.deliver_s)))
+        cost = self._estimate
+        return max(1, round(1000 * (left_s + cost.decode_s + cost.upscale_s + cost.deliver_s)))
 
     async def _heartbeat_if_due(self, phase: Phase) -> None:
         if time.monotonic() - self._heartbeat_at >= HEARTBEAT_S:

@@ -36,6 +36,7 @@ from serving.media import ArtifactStore
 from serving.models.family import Family
 from serving.models.fingerprint import device_class
 from serving.models.load import device_of
+from serving.models.triton_upscaler import TritonUpscaler
 from serving.plan.catalog import Model
 from serving.plan.costs import CostModel
 from serving.plan.errors import ServiceUnavailable
@@ -70,6 +71,7 @@ class Worker:
         tracer: Tracer = NO_TRACER,
         *,
         start_s: float | None = None,
+        upscaler: TritonUpscaler | None = None,
     ) -> None:
         """``start_s``: how long it took to get here, if a replica was started for it."""
         self._model = model
@@ -78,6 +80,7 @@ class Worker:
         self._settings = settings or JobSettings()
         self._cell = cell
         self._tracer = tracer
+        self._upscaler = upscaler
         self._leases = Leases(cell, model.id, replica, self._settings, model.classes)
         self._held = Held()
         self.costs = CostModel(model, device_class(device_of(model)))
@@ -323,6 +326,7 @@ class Worker:
             engine=self._engine,
             left_engine=self._freed,
             tracer=self._tracer,
+            upscaler=self._upscaler,
         )
         self._runs[run.id] = run
         self._in_engine += 1

@@ -11,6 +11,7 @@ from serving.api.keys import GRACE_S_DEFAULT, GRACE_S_MAX, Scope
 from serving.jobs import Job, State
 from serving.plan.catalog import Model
 from serving.plan.classes import ServiceClass, ServiceTier
+from serving.plan.clip import UPSCALE
 from serving.plan.errors import InvalidRequest
 from serving.plan.price import MILLI
 from serving.plan.speech_model import SpeechModel
@@ -62,6 +63,9 @@ class VideoCreate(BaseModel):
     steps: Integer | None = Field(None, description="denoising steps")
     guidance_scale: Number | None = Field(None, description="1 turns guidance off")
     fps: Integer | None = Field(None, description="frames a second")
+    upscale: Integer | None = Field(
+        None, description="2 for a clip of twice the width and height of `size`; 1 for none"
+    )
     service_tier: Annotated[ServiceTier, BeforeValidator(_auto)] = Field(
         ServiceTier.AUTO,
         description="who goes first: priority (class burst), default (standard), flex (relaxed, "
@@ -93,6 +97,7 @@ class Timings(BaseModel):
     encode_s: float = Field(description="text encoding")
     denoise_s: float
     decode_s: float = Field(description="latents to pictures; the file is encoded alongside")
+    upscale_s: float = Field(0.0, description="of requests to the upscaler, also alongside")
     store_s: float = Field(description="the rest of the file's encoding, and the upload")
     total_s: float = Field(description="from submission to completion")
 
@@ -128,6 +133,7 @@ class Video(BaseModel):
     steps: int
     guidance_scale: float
     fps: int
+    upscale: int = Field(description="how many times the `size` that was asked for `size` is")
     phase: str | None
     step: int
     attempts: int
@@ -178,6 +184,7 @@ def video_of(
         steps=spec.steps,
         guidance_scale=spec.guidance_scale,
         fps=spec.fps,
+        upscale=spec.upscale,
         phase=job.phase,
         step=job.step,
         attempts=job.attempts,
@@ -244,6 +251,7 @@ def model_card(model: Model) -> dict[str, Any]:
         "seconds": sorted(limits.seconds),
         "default_seconds": limits.default_seconds,
         "fps": limits.fps.model_dump(),
+        "upscale": [1, UPSCALE] if model.upscales else [1],
         "steps": limits.steps.model_dump(),
         "guidance_scale": limits.guidance_scale.model_dump(),
         "prompt_chars_max": limits.prompt_chars_max,

@@ -39,6 +39,7 @@ class Phase(StrEnum):
     ENCODE = "encode"
     DENOISE = "denoise"
     DECODE = "decode"
+    UPSCALE = "upscale"
     STORE = "store"
 
 
