@@ -124,7 +124,8 @@ def _version_env(*models: Model) -> dict[str, Any]:
 def model_version(model: Model) -> str:
     """What replicas of a model must be replaced for: anything but their number."""
     place = model.placement.model_copy(update={"replicas": 1})
-    same = model.model_copy(update={"placement": place, "scaling": None})
+    seat = model.upscaler and model.upscaler.model_copy(update={"scaling": None})
+    same = model.model_copy(update={"placement": place, "scaling": None, "upscaler": seat})
     text = f"{version('reelserve')} {same!r}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -22,6 +22,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from serving.plan.catalog import Catalog, Model, load_catalog
 from serving.plan.errors import ConfigError
+from serving.plan.served import ServedPool, served_pools
 from serving.plan.speech_model import SpeechCatalog, load_speech
 
 ENV_PREFIX = "REELSERVE_"
@@ -110,6 +111,11 @@ class StackSettings(BaseSettings):
     def speech_catalog(self) -> SpeechCatalog:
         """The entries that speak, in order; the first is the default one."""
         return load_speech(self._catalog_folders).only(self.speech)
+
+    def served_pools(self) -> dict[str, ServedPool]:
+        """What model servers do for this stack, where the catalog says how it scales."""
+        speech = self.speech_catalog().models.values()
+        return served_pools(self.catalog().models.values(), speech, self.triton_url)
 
     @property
     def _catalog_folders(self) -> list[Path]:

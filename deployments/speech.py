@@ -12,7 +12,7 @@ from serving.jobs import Cell, InlineLeases, JobSettings
 from serving.plan.catalog import FloatRange
 from serving.plan.errors import ConfigError
 from serving.plan.speech import Speaker
-from serving.plan.speech_model import SpeechCatalog, SpeechModel, TritonSpeech
+from serving.plan.speech_model import SpeechCatalog, SpeechModel
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ async def open_speech(
 
 async def _open(model: SpeechModel, triton_url: str | None, stack: AsyncExitStack) -> Speaker:
     # Each needs what not every machine has.
-    server = model.triton or (TritonSpeech(url=triton_url) if triton_url else None)
+    server = model.server(triton_url)
     if server is None:
         from serving.models.espeak_speaker import EspeakSpeaker
 

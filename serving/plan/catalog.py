@@ -219,25 +219,6 @@ class PriceTable(_Strict):
     minimum: int = Field(1000, ge=0, description="for a clip, at least")
 
 
-class Upscaler(_Strict):
-    """Who makes frames twice as wide and high, where a request says ``upscale: 2``: a model of the
-    kind of ``deployments/triton/upscale``. Without a ``url``, nobody does."""
-
-    model: str = Field("upscale", min_length=1, description="its name on the server")
-    url: str | None = Field(
-        None, min_length=1, description="host:port of its gRPC; default: the stack's Triton server"
-    )
-    frames: int = Field(4, ge=1, le=64, description="of one request, at most")
-    timeout_s: float = Field(30.0, gt=0, le=600, description="for these")
-    patience_s: float = Field(
-        120.0, ge=0, le=3600, description="while it is away; then the clip goes back to the queue"
-    )
-    s_per_mpixel: float = Field(gt=0, description="per million pixels that it makes")
-    per_s: int = Field(
-        250, ge=0, description="milli-credits for each second of a clip of the default size"
-    )
-
-
 class CheckpointPolicy(_Strict):
     """When a running clip's state is saved. Its final latents are saved always."""
 
@@ -319,6 +300,36 @@ class ScalingPolicy(_Strict):
                 f"max_replicas {self.max_replicas}"
             )
         return self
+
+
+class ServerScaling(ScalingPolicy):
+    """The same of a model on a server that somebody else scales. One that is not there is asked for
+    nothing, so nobody would see that it is needed."""
+
+    min_replicas: int = Field(1, ge=1, le=1024, description="always there")
+
+
+class Upscaler(_Strict):
+    """Who makes frames twice as wide and high, where a request says ``upscale: 2``: a model of the
+    kind of ``deployments/triton/upscale``. Without a ``url``, nobody does."""
+
+    model: str = Field("upscale", min_length=1, description="its name on the server")
+    url: str | None = Field(
+        None, min_length=1, description="host:port of its gRPC; default: the stack's Triton server"
+    )
+    frames: int = Field(4, ge=1, le=64, description="of one request, at most")
+    timeout_s: float = Field(30.0, gt=0, le=600, description="for these")
+    patience_s: float = Field(
+        120.0, ge=0, le=3600, description="while it is away; then the clip goes back to the queue"
+    )
+    s_per_mpixel: float = Field(gt=0, description="per million pixels that it makes")
+    per_s: int = Field(
+        250, ge=0, description="milli-credits for each second of a clip of the default size"
+    )
+    scaling: ServerScaling | None = Field(
+        None, description="null: nobody is told how many it needs"
+    )
+    wait_s: float = Field(10.0, gt=0, le=3600, description="frames may wait for it so long")
 
 
 class Model(_Strict):

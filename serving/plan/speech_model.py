@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from serving.plan.catalog import FloatRange, by_name, with_default_classes
+from serving.plan.catalog import FloatRange, ServerScaling, by_name, with_default_classes
 from serving.plan.classes import DEFAULT_POLICIES, ClassPolicy, ServiceClass
 from serving.plan.errors import ConfigError, InvalidRequest
 
@@ -72,6 +72,7 @@ class SpeechModel(_Strict):
     triton: TritonSpeech | None = None
     cost: SpeechCost
     price: SpeechPrice = SpeechPrice()
+    scaling: ServerScaling | None = Field(None, description="of its model server, if it has one")
     classes: Annotated[dict[ServiceClass, ClassPolicy], BeforeValidator(with_default_classes)] = (
         Field(dict(DEFAULT_POLICIES), description="what requests of each class may count on")
     )
@@ -81,6 +82,10 @@ class SpeechModel(_Strict):
         if self.family == "triton" and self.triton is None:
             raise ValueError("family triton needs a 'triton' section with the server's url")
         return self
+
+    def server(self, triton_url: str | None) -> TritonSpeech | None:
+        """Its own, or else the stack's; None: it speaks in the ingress."""
+        return self.triton or (TritonSpeech(url=triton_url) if triton_url else None)
 
     def device_ms(self, chars: int) -> int:
         """What a text of so many characters is estimated to take."""
