@@ -46,13 +46,14 @@ def served_pools(
 
 
 def _speaking(model: SpeechModel, triton_url: str | None) -> ServedPool | None:
-    server = model.server(triton_url)
-    if server is None or model.scaling is None:
+    seat = model.seat
+    url = seat.url or triton_url
+    if url is None or model.scaling is None:
         return None
     return ServedPool(
         id=model.id,
-        model=server.model,
-        url=server.url,
+        model=seat.model,
+        url=url,
         request_s=model.device_ms(REQUEST_CHARS) / 1000,
         scaling=model.scaling,
         leased=True,
