@@ -142,9 +142,11 @@ def _version_env(*models: Model | SpeechModel) -> dict[str, Any]:
 
 def model_version(model: Model | SpeechModel) -> str:
     """What replicas of a model must be replaced for: anything but their number."""
-    unscaled = {"scaling": None} if isinstance(model, Model) else {}
     place = model.placement.model_copy(update={"replicas": 1})
-    same = model.model_copy(update={"placement": place, **unscaled})
+    same = model.model_copy(update={"placement": place, "scaling": None})
+    if isinstance(same, Model) and same.upscaler:
+        seat = same.upscaler.model_copy(update={"scaling": None})
+        same = same.model_copy(update={"upscaler": seat})
     text = f"{version('reelserve')} {same!r}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -11,7 +11,7 @@ import torch
 from deployments.actor import actor_id
 from deployments.connections import open_backends
 from deployments.engine_metrics import EngineMetrics
-from deployments.hosted_worker import HostedWorker
+from deployments.hosted_worker import HostedWorker, nothing
 from deployments.logs import set_up_logs
 from deployments.settings import StackSettings
 from deployments.starting import process_age_s, starting
@@ -19,6 +19,7 @@ from deployments.tracing import open_tracer
 from deployments.worker import Worker
 from serving.jobs import JobSettings
 from serving.models.load import load_family
+from serving.models.triton_upscaler import TritonUpscaler
 from serving.plan.drain import drain_s
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class ModelReplica(HostedWorker):
         with starting(settings, model.id, replica):
             family = load_family(model, settings.models_folder)
             backends = open_backends(settings, open_tracer(settings, "replica", replica))
+            seat = model.upscaler
+            upscaler = TritonUpscaler(seat) if seat and model.upscales else None
             worker = Worker(
                 model,
                 family,
@@ -47,6 +50,7 @@ class ModelReplica(HostedWorker):
                 JobSettings(),
                 backends.tracer,
                 start_s=process_age_s(),
+                upscaler=upscaler,
             )
         metrics = EngineMetrics(model.id, worker.costs.device)
         self._host(
@@ -54,4 +58,5 @@ class ModelReplica(HostedWorker):
             backends,
             drain_s=lambda: drain_s(model, [worker.costs]),
             beside=metrics.publish_forever(worker.counts),
+            close=upscaler.close if upscaler else nothing,
         )

@@ -15,6 +15,7 @@ from deployments.engine_attempt import EngineAttempt
 from deployments.leased_run import LeasedRun
 from deployments.patience import until_answered
 from deployments.previews import Previews
+from deployments.upscaling import Upscaling
 from serving.engine import (
     Began,
     Decoded,
@@ -34,7 +35,8 @@ from serving.engine import (
 from serving.jobs import Lease, Leases, Phase
 from serving.media import ArtifactStore, StoreError, StoreUnavailable
 from serving.models.family import Frames
-from serving.plan.costs import CostModel, output_pixels, rendered_pixels
+from serving.models.triton_upscaler import TritonUpscaler
+from serving.plan.costs import CostModel, output_pixels, rendered_pixels, upscaled_pixels
 from serving.plan.errors import (
     CheckpointError,
     GenerationError,
@@ -57,7 +59,7 @@ class JobRun(LeasedRun):
     The engine's events arrive by :meth:`receive`.
     """
 
-    postpones = (EngineClosed, StoreUnavailable)
+    postpones = (EngineClosed, StoreUnavailable, ServiceUnavailable)
     _attempt: EngineAttempt
 
     def __init__(
@@ -73,6 +75,7 @@ class JobRun(LeasedRun):
         engine: Engine,
         left_slot: Callable[[], None],
         tracer: Tracer = NO_TRACER,
+        upscaler: TritonUpscaler | None = None,
     ) -> None:
         attempt = EngineAttempt(lease, tracer, lease.job.checkpoint_step)
         super().__init__(lease, attempt, leases=leases, store=store, left_slot=left_slot)
@@ -86,6 +89,8 @@ class JobRun(LeasedRun):
         self._engine = engine
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._keeping: asyncio.Task[None] | None = None
+        self._upscaler = upscaler
+        self._upscaling: Upscaling | None = None
         self._previews = Previews(self.job, leases, store)
         self._in_engine = False
         self._step_s = 0.0
@@ -110,6 +115,8 @@ class JobRun(LeasedRun):
     def receive(self, event: Event) -> None:
         self._attempt.saw(event)
         self._events.put_nowait(event)
+        if isinstance(event, Decoded):  # frames that still wait here keep nobody from the device
+            self._release()
 
     def preempt(self) -> None:
         self._preempted = True
@@ -133,6 +140,7 @@ class JobRun(LeasedRun):
             await self._previews.settled()
 
     async def _make_and_store(self) -> dict[str, Any] | None:
+        self._upscaling = self._open_upscaling()
         with ClipFiles(self.job.clip) as files:
             self._engine.submit(
                 self.id, self.job.clip, await self._resume(), contender=self._contender
@@ -151,6 +159,10 @@ class JobRun(LeasedRun):
             result = dict(await self._patiently(lambda: self._upload(files), Phase.STORE))
             self._stages["store_s"] = time.perf_counter() - began
             self._costs.observe_deliver(output_pixels(self.job.clip), self._deliver_s)
+            if self._upscaling:
+                self._stages["upscale_s"] = self._upscaling.spent_s
+                made = upscaled_pixels(self.job.clip)
+                self._costs.observe_upscale(made, self._upscaling.spent_s)
             return result
 
     @property
@@ -158,6 +170,28 @@ class JobRun(LeasedRun):
         """By the engine's clock."""
         job = self.job
         return Contender(1000 * self._created_s, job.est_device_ms, self._left_ms, job.seat)
+
+    def _open_upscaling(self) -> Upscaling | None:
+        if self.job.clip.upscale == 1:
+            return None
+        if self._upscaler is None:  # the catalog was edited since
+            raise ModelFailed(
+                "The clip was to be upscaled, which this model no longer offers. Submit it again "
+                "without 'upscale'."
+            )
+        return Upscaling(
+            self._upscaler, lambda: self._heartbeat(Phase.UPSCALE), lambda: self._engine.closing
+        )
+
+    async def _take(self, files: ClipFiles, frames: Frames) -> None:
+        """Frames as they were decoded."""
+        if self._upscaling is None:
+            await self._write(files, frames)
+            await self._heartbeat_if_due(Phase.DECODE)
+            return
+        async for upscaled in self._upscaling.of(frames):
+            await self._write(files, upscaled)
+            await self._heartbeat_if_due(Phase.UPSCALE)
 
     async def _write(self, files: ClipFiles, frames: Frames) -> None:
         began = time.perf_counter()
@@ -201,8 +235,7 @@ class JobRun(LeasedRun):
                     self._keep(event.snapshot)
                     await self._heartbeat(Phase.DECODE)
                 case FramesReady():
-                    await self._write(files, event.frames)
-                    await self._heartbeat_if_due(Phase.DECODE)
+                    await self._take(files, event.frames)
                 case Decoded():
                     self._stages.setdefault("denoise_s", 0.0)
                     self._stages["decode_s"] = event.decode_s
@@ -245,7 +278,8 @@ class JobRun(LeasedRun):
         """From this run's own step time once it has one."""
         step_s = self._step_s or self._estimate.step_s
         left_s = step_s * (self.job.clip.steps - self._step)
-        return max(1, round(1000 * (left_s + self._estimate.decode_s + self._estimate.deliver_s)))
+        cost = self._estimate
+        return max(1, round(1000 * (left_s + cost.decode_s + cost.upscale_s + cost.deliver_s)))
 
     # Checkpoints.
 

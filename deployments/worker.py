@@ -21,6 +21,7 @@ from serving.media import ArtifactStore
 from serving.models.family import Family
 from serving.models.fingerprint import device_class
 from serving.models.load import device_of
+from serving.models.triton_upscaler import TritonUpscaler
 from serving.plan.catalog import Model
 from serving.plan.costs import CostModel
 from serving.plan.errors import ServiceUnavailable
@@ -48,6 +49,7 @@ class Worker(PoolWorker[JobRun]):
         tracer: Tracer = NO_TRACER,
         *,
         start_s: float | None = None,
+        upscaler: TritonUpscaler | None = None,
     ) -> None:
         self.costs = CostModel(model, device_class(device_of(model)))
         slots, device = model.placement.slots, self.costs.device
@@ -56,6 +58,7 @@ class Worker(PoolWorker[JobRun]):
         self._family = family
         self._store = store
         self._tracer = tracer
+        self._upscaler = upscaler
         self._held = Held()
         self.counts = EngineCounts()
         self._cost_store = CostStore(cell)
@@ -169,6 +172,7 @@ class Worker(PoolWorker[JobRun]):
             engine=self._engine,
             left_slot=self._freed,
             tracer=self._tracer,
+            upscaler=self._upscaler,
         )
 
     def _lease_s_min(self) -> float:

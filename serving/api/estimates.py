@@ -43,9 +43,13 @@ class Outlook(BaseModel):
     seconds: str
     size: str
     steps: int
+    upscale: int
     service_tier: ServiceTier
     price: Price
     gpu_seconds: float = Field(description="device time, by what was measured lately")
+    upscale_seconds: float = Field(
+        description="and on the upscaler, likewise: no part of `gpu_seconds`, but of `eta_seconds`"
+    )
     accepted: bool
     service_class: ServiceClass | None = Field(serialization_alias="class")
     paid_from: str | None = Field(
@@ -88,9 +92,11 @@ async def _outlook(services: Services, caller: Caller, clip: Wanted, wish: Wish)
         seconds=str(spec.seconds),
         size=spec.size,
         steps=spec.steps,
+        upscale=spec.upscale,
         service_tier=wish.service_tier,
         price=Price(credits=order.price / MILLI),
         gpu_seconds=round(cost.device_s, 3),
+        upscale_seconds=round(cost.upscale_s, 3),
         accepted=refusal is None,
         service_class=job.service_class if job else None,
         paid_from=job.paid_from if job else None,

@@ -12,6 +12,7 @@ from serving.api.keys import GRACE_S_DEFAULT, GRACE_S_MAX, Scope
 from serving.jobs import Job, State
 from serving.plan.catalog import Model
 from serving.plan.classes import ServiceClass, ServiceTier
+from serving.plan.clip import UPSCALE
 from serving.plan.errors import InvalidRequest
 from serving.plan.price import MILLI
 from serving.plan.speech_model import SpeechModel
@@ -86,6 +87,9 @@ class VideoCreate(JobCreate):
     steps: Integer | None = Field(None, description="denoising steps")
     guidance_scale: Number | None = Field(None, description="1 turns guidance off")
     fps: Integer | None = Field(None, description="frames a second")
+    upscale: Integer | None = Field(
+        None, description="2 for a clip of twice the width and height of `size`; 1 for none"
+    )
 
 
 class ErrorBody(BaseModel):
@@ -193,6 +197,7 @@ class Timings(BaseModel):
     encode_s: float = Field(description="text encoding")
     denoise_s: float
     decode_s: float = Field(description="latents to pictures; the file is encoded alongside")
+    upscale_s: float = Field(0.0, description="of requests to the upscaler, also alongside")
     store_s: float = Field(description="the rest of the file's encoding, and the upload")
     total_s: float = Field(description="from submission to completion")
 
@@ -209,6 +214,7 @@ class Video(Shown):
     seed: int
     guidance_scale: float
     fps: int
+    upscale: int = Field(description="how many times the `size` that was asked for `size` is")
     timings: Timings | None
     preview_url: str | None = Field(
         description="while it runs, once there is one: the newest preview, likewise; another URL "
@@ -229,6 +235,7 @@ def video_of(job: Job, standing: Standing) -> Video:
         seed=spec.seed,
         guidance_scale=spec.guidance_scale,
         fps=spec.fps,
+        upscale=spec.upscale,
         timings=Timings(**took) if took else None,
         preview_url=standing.preview_url,
     )
@@ -277,6 +284,7 @@ def model_card(model: Model) -> dict[str, Any]:
         "seconds": sorted(limits.seconds),
         "default_seconds": limits.default_seconds,
         "fps": limits.fps.model_dump(),
+        "upscale": [1, UPSCALE] if model.upscales else [1],
         "steps": limits.steps.model_dump(),
         "guidance_scale": limits.guidance_scale.model_dump(),
         "prompt_chars_max": limits.prompt_chars_max,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -23,6 +23,7 @@ from serving.media import ArtifactStore
 from serving.plan.catalog import Catalog, Model, ScalingPolicy
 from serving.plan.classes import Offered
 from serving.plan.errors import InvalidRequest, NotFound
+from serving.plan.served import ServedPool
 from serving.plan.speech import Speaker
 from serving.plan.speech_model import SpeechCatalog, SpeechModel
 from serving.tracing import NO_TRACER, Tracer
@@ -61,6 +62,8 @@ class Services:
     autoscaling: bool
     tracer: Tracer = NO_TRACER
     speech: Speech | None = None
+    served: Mapping[str, ServedPool] = field(default_factory=dict)
+    """What model servers do, which somebody else scales."""
 
     @property
     def offered(self) -> Mapping[str, Offered]:
@@ -78,9 +81,11 @@ class Services:
 
     @property
     def scaled(self) -> Mapping[str, ScalingPolicy]:
-        """By model, where the number of replicas is the autoscaler's."""
-        models = self.catalog.models.values() if self.autoscaling else ()
-        return {model.id: model.scaling for model in models if model.scaling}
+        """By pool, where the number of replicas, or of servers, is the autoscaler's to say."""
+        if not self.autoscaling:
+            return {}
+        ours = {each.id: each.scaling for each in self.catalog.models.values() if each.scaling}
+        return ours | {each.id: each.scaling for each in self.served.values()}
 
 
 def services_of(request: Request) -> Services:

@@ -42,6 +42,7 @@ class Phase(StrEnum):
     DENOISE = "denoise"
     DECODE = "decode"
     SPEAK = "speak"
+    UPSCALE = "upscale"
     STORE = "store"
 
 

@@ -19,6 +19,7 @@ from serving.plan.catalog import (
     HubWeights,
     PathWeights,
     Placement,
+    ServerScaling,
     by_name,
     with_default_classes,
 )
@@ -119,6 +120,7 @@ class SpeechModel(_Strict):
     placement: Placement = Field(
         Placement(num_cpus=0.1, slots=4), description="of the replicas that make its jobs"
     )
+    scaling: ServerScaling | None = Field(None, description="of its model server, if it has one")
     classes: Annotated[dict[ServiceClass, ClassPolicy], BeforeValidator(with_default_classes)] = (
         Field(dict(DEFAULT_POLICIES), description="what requests of each class may count on")
     )
