@@ -94,7 +94,7 @@ SENTENCES: Mapping[str, tuple[str, ...]] = {
     ),
 }
 BEEP = ("beep", "blip", "pip")
-SHORTENED = 0.3
+SHORTENED = 0.25
 """How often an optional slot is left empty in training."""
 
 

@@ -38,6 +38,7 @@ BRIGHT_HZ = (800.0, 1500.0)
 """Centre of the spectrum: a rumble below the first, a hiss above the second."""
 GLIDES = 2.5
 """Ratio of the pitches at the ends of a glide, at least. The renderer's is 4.4 to 7.8."""
+GLIDE_S = {"quick": (0.35, 0.8), "slow": (1.0, 1.6)}
 STEADY = 1.12
 """Ratio of the highest and lowest pitch within one tone, at most."""
 
@@ -152,7 +153,7 @@ def _hear_tones(clip: _Clip, duration_s: float) -> Heard | None:
     length_s = (longest[1] - longest[0]) * HOP_S
     ends = _ends(clip.pitch_hz[slice(*longest)])
     if max(ends) / min(ends) > GLIDES:
-        return _hear_glide(clip, runs, duration_s)
+        return _hear_glide(clip, runs)
     if any(_wavers(clip.pitch_hz[slice(*run)]) for run in runs):
         return None
     if len(runs) == 1 and length_s > 0.7 * duration_s:
@@ -188,7 +189,7 @@ def _hear_drum(runs: list[tuple[int, int]]) -> Heard | None:
     return Heard("drum", values)
 
 
-def _hear_glide(clip: _Clip, runs: list[tuple[int, int]], duration_s: float) -> Heard | None:
+def _hear_glide(clip: _Clip, runs: list[tuple[int, int]]) -> Heard | None:
     if len(runs) > 1:
         return None
     track = clip.pitch_hz[slice(*runs[0])]
@@ -199,10 +200,9 @@ def _hear_glide(clip: _Clip, runs: list[tuple[int, int]], duration_s: float) -> 
         return None  # it goes up and down
     values = {"direction": "rising" if end > start else "falling"}
     length_s = len(track) * HOP_S
-    if length_s > 0.75 * duration_s:
-        values["pace"] = "slow"
-    elif length_s < 0.85:
-        values["pace"] = "quick"
+    for pace, (least_s, most_s) in GLIDE_S.items():
+        if least_s < length_s < most_s:
+            values["pace"] = pace
     return Heard("glide", values)
 
 

@@ -21,7 +21,7 @@ from deployments.demo_models.sound.world import (
     DURATION_S_MAX,
     DURATION_S_MIN,
     SAMPLING_RATE_HZ,
-    Sound,
+    drawn_sound,
 )
 
 LATENT_NOISE = 0.1
@@ -93,20 +93,18 @@ def _magnitudes(audio: Tensor, size: int) -> Tensor:
     return (spectrum.real**2 + spectrum.imag**2 + 1e-9).sqrt() / (size / 4)
 
 
-def crops(
-    sounds: tuple[Sound, ...], batch: int, random: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+def crops(batch: int, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Latents [batch, LATENT_CHANNELS, CROP_FRAMES], their audio, and which of them are noise."""
     latents, pieces, noisy = [], [], []
     for _ in range(batch):
-        sound = sounds[int(random.integers(len(sounds)))]
+        sound = drawn_sound(random)
         duration_s = float(random.uniform(DURATION_S_MIN, DURATION_S_MAX))
         seed = int(random.integers(2**31))
         score = compose(sound, duration_s, seed)
         audio = perform(score, seed)
-        # Ends in the silence after a clip, sometimes: it must be silent.
-        last = min(FRAMES, int(duration_s * SAMPLING_RATE_HZ / FRAME) + 4) - CROP_FRAMES
-        start = int(random.integers(last + 1))
+        # Ends in the silence after a sound, sometimes: it must be silent.
+        sounding = int(np.flatnonzero(score.any(axis=0))[-1]) + 1
+        start = int(random.integers(max(0, min(FRAMES, sounding + 4) - CROP_FRAMES) + 1))
         latents.append(latents_of(score, audio)[:, start : start + CROP_FRAMES])
         pieces.append(audio[start * FRAME : (start + CROP_FRAMES) * FRAME])
         noisy.append(sound.kind == "noise")

@@ -42,6 +42,8 @@ HIT = (1.0, 0.6, 0.2, 0.06)
 """Level of a drum, frame by frame."""
 BEATS: Mapping[str, int] = {"slow": 13, "fast": 5}
 """Frames from one hit to the next: 0.62 and 0.24 s."""
+GLIDES: Mapping[str, int] = {"slow": 26, "quick": 11}
+"""Frames from one end of the scale to the other: 1.25 and 0.53 s."""
 BEEP = 3
 """Frames of a beep: 0.14 s."""
 RAMP = 96
@@ -51,7 +53,7 @@ RAMP = 96
 def compose(sound: Sound, duration_s: float, seed: int) -> Score:
     """The score of ``sound``, silent from the last whole frame before ``duration_s``.
 
-    Where the axes leave room (level, gaps, when something short begins), ``seed`` decides. Raises
+    Where the axes leave room (level, gaps, when beeps begin), ``seed`` decides. Raises
     ValueError for a duration over ``DURATION_S_MAX``.
     """
     if not 0 < duration_s <= DURATION_S_MAX:
@@ -109,11 +111,11 @@ def _tone(score: Score, sound: Sound, frames: int, random: np.random.Generator) 
 
 
 def _glide(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:
-    start, length = (0, frames) if sound["pace"] == "slow" else (int(random.integers(1, 4)), 11)
+    length = GLIDES[sound["pace"]]
     voices = np.array(SCALE)[np.round(np.linspace(0, len(SCALE) - 1, length)).astype(int)]
     if sound["direction"] == "falling":
         voices = voices[::-1]
-    score[voices, np.arange(start, start + length)] = 1.0
+    score[voices, np.arange(length)] = 1.0
 
 
 def _beeps(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:

@@ -1,8 +1,7 @@
 """Words to states: a tokenizer of the captions' words and a T5 encoder of two layers.
 
-The encoder learns to tell the attributes of a caption by a head that is thrown away. Then it stays
-as it is, as real ones do: if it went on learning with the denoiser, its states would come to stand
-for whole captions, and a pair of words that training never had together would mean nothing.
+The encoder first learns to tell the attributes of a caption by a head that is thrown away, and then
+goes on learning with the denoiser. Left as it was, its states served worse.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from deployments.demo_models.sound.text import new_tokenizer
 from deployments.demo_models.sound.train_codec import train_codec
 from deployments.demo_models.sound.train_denoiser import train_denoiser
 
-STEPS = 8000
+STEPS = 9000
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ from deployments.demo_models.sound.codec import (
     encoder_loss,
     new_codec,
 )
-from deployments.demo_models.sound.world import training_sounds
 from deployments.demo_models.training import Training
 
 DECODER_STEPS, ENCODER_STEPS = 800, 300
@@ -38,7 +37,7 @@ def _train_half(codec: AutoencoderOobleck, half: str, folder: Path, steps: int, 
 
     def loss(step: int) -> tuple[torch.Tensor, str]:
         random = np.random.default_rng([seed, *half.encode(), step])
-        found = crops(training_sounds(), CROPS, random)
+        found = crops(CROPS, random)
         latents, audio, noisy = (part.to(codec.device) for part in found)
         if half == "encoder":
             return encoder_loss(codec, latents, audio), half

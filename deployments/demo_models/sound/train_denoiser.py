@@ -17,15 +17,16 @@ from deployments.demo_models.sound.world import (
     DURATION_S_MAX,
     DURATION_S_MIN,
     Sound,
+    drawn_sound,
     training_sounds,
 )
 from deployments.demo_models.training import Training, optimizers
 
-TEXT_STEPS, TEXT_CAPTIONS = 600, 64
+TEXT_STEPS, TEXT_CAPTIONS = 400, 64
 BATCH = 16
 CLIPS = 4096
 """How many different clips there are; each is shown again and again, in other words each time."""
-WHERE_WEIGHT = 0.1
+WHERE_WEIGHT, WHAT_WEIGHT = 0.1, 0.05
 
 
 def train_denoiser(folder: Path, *, steps: int, seed: int, device: torch.device) -> Denoiser:
@@ -58,14 +59,14 @@ def train_denoiser(folder: Path, *, steps: int, seed: int, device: torch.device)
         sigma = sigmas(even)
         dropped = torch.rand(BATCH, generator=generator) < DROPPED_CAPTIONS
         seen, wanted = noised(latents, noise, sigma)
-        with torch.no_grad():
-            text = denoiser.text(ids, mask)
+        text = denoiser.text(ids, mask)
         predicted = denoiser(
             seen.to(device), sigma.to(device), text, mask, seconds, dropped.to(device)
         )
         error = torch.nn.functional.mse_loss(predicted, wanted.to(device))
-        where = denoiser.where_loss()
-        return error + WHERE_WEIGHT * where, f"v {error:.4f}, where {where:.3f}"
+        where, what = denoiser.where_loss(), denoiser.what_loss(text, mask, sounds)
+        total = error + WHERE_WEIGHT * where + WHAT_WEIGHT * what
+        return total, f"v {error:.4f}, where {where:.3f}, what {what:.3f}"
 
     training = Training(
         denoiser,
@@ -82,8 +83,8 @@ def train_denoiser(folder: Path, *, steps: int, seed: int, device: torch.device)
 def _clip(seed: int, number: int) -> tuple[Sound, float, torch.Tensor]:
     """A sound, its duration in seconds, and its latents [channels, frames]."""
     random = np.random.default_rng([seed, number])
-    sounds = training_sounds()
-    sound, duration_s = sounds[number % len(sounds)], random.uniform(DURATION_S_MIN, DURATION_S_MAX)
+    sound = drawn_sound(random)
+    duration_s = random.uniform(DURATION_S_MIN, DURATION_S_MAX)
     chance = int(random.integers(2**31))
     score = compose(sound, duration_s, chance)
     return sound, duration_s, torch.from_numpy(latents_of(score, perform(score, chance)))

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
+import numpy as np
+
 SAMPLING_RATE_HZ = 8_000
 DURATION_S_MIN = 1.5
 DURATION_S_MAX = 3.072
 """Every sound fits the shorter and makes sense at the longer."""
 
+SHARES = {"tone": 0.1, "glide": 0.3, "beeps": 0.25, "drum": 0.2, "noise": 0.15}
+"""Of the kinds among what is trained on: what moves takes longer to learn."""
 LOUDNESS = ("soft", "loud")
 PITCHES = ("low", "middle", "high")
 AXES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -97,3 +101,10 @@ def training_sounds() -> tuple[Sound, ...]:
 @cache
 def held_out_sounds() -> tuple[Sound, ...]:
     return tuple(sound for sound in all_sounds() if sound in HELD_OUT)
+
+
+def drawn_sound(random: np.random.Generator) -> Sound:
+    """One to train on."""
+    kind = random.choice(list(SHARES), p=list(SHARES.values()))
+    sounds = [sound for sound in training_sounds() if sound.kind == kind]
+    return sounds[int(random.integers(len(sounds)))]
