@@ -36,7 +36,12 @@ log = logging.getLogger(__name__)
 APP_NAME = "reelserve"
 INGRESS_ONGOING_MAX = 20_000
 """Idle clients (streams, long polls) count as ongoing; Serve's default of 5 would starve all."""
+INGRESS_NODE_TYPE = "cpu-only"
+NODE_SHARE = 0.001
+"""What each replica asks of its node type, of which a node offers 1: it says where replicas go, and
+never how many."""
 POLL_S = 0.2
+SHUTDOWN_MARGIN_S = 5
 AUTOSCALING = {
     "min_replicas": 0,
     "max_replicas": 100_000,
@@ -63,20 +68,27 @@ def build(args: Mapping[str, str]) -> Application:
 
 
 def serve_config(
-    settings: StackSettings, learned: Mapping[str, Sequence[CostModel]] | None = None
+    settings: StackSettings,
+    learned: Mapping[str, Sequence[CostModel]] | None = None,
+    scales: AutoscaleSettings | None = None,
 ) -> dict[str, Any]:
     """The serve config for these settings: how many replicas, and what each may take.
 
-    ``learned`` is by model what earlier deployments found out about its work.
+    ``learned`` is by model what earlier deployments found out about its work; ``scales`` is by
+    default what the environment says.
     """
     learned = learned or {}
     models = [*settings.catalog().models.values()]
-    scales = AutoscaleSettings()
+    scales = scales or AutoscaleSettings()
     ingress = {
         "name": "ingress",
         "num_replicas": settings.ingress_replicas,
         "max_ongoing_requests": INGRESS_ONGOING_MAX,
-        "ray_actor_options": {"num_cpus": 0.1, "runtime_env": _version_env(*models)},
+        "ray_actor_options": {
+            "num_cpus": 0.1,
+            "resources": {INGRESS_NODE_TYPE: NODE_SHARE},
+            "runtime_env": _version_env(*models),
+        },
     }
     pools = [_pool(model, learned.get(model.id, ()), scales.enabled) for model in models]
     app: dict[str, Any] = {
@@ -105,15 +117,21 @@ def _pool(model: Model, learned: Sequence[CostModel], scales: bool) -> dict[str,
         **({"autoscaling_config": AUTOSCALING} if scaled else {"num_replicas": place.replicas}),
         # The worker stops leasing in its drain hook, so Serve should get there at once.
         "graceful_shutdown_wait_loop_s": 0.1,
-        "graceful_shutdown_timeout_s": drain_s(model, learned) + 5,
+        "graceful_shutdown_timeout_s": shutdown_s(model, learned),
         "health_check_period_s": 2,
         "health_check_timeout_s": 10,
         "ray_actor_options": {
             "num_cpus": place.num_cpus,
             "num_gpus": place.num_gpus,
+            "resources": {place.node_type: NODE_SHARE},
             "runtime_env": _version_env(model),
         },
     }
+
+
+def shutdown_s(model: Model, learned: Sequence[CostModel] = ()) -> float:
+    """After this, Serve kills a replica that was told to stop."""
+    return drain_s(model, learned) + SHUTDOWN_MARGIN_S
 
 
 def _version_env(*models: Model) -> dict[str, Any]:

@@ -6,12 +6,15 @@ import asyncio
 import logging
 import os
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
 from deployments.actor import actor_id
 from deployments.connections import open_backends
 from deployments.engine_metrics import EngineMetrics
+from deployments.leaving import here, told_to_leave
 from deployments.logs import set_up_logs
 from deployments.patience import end
 from deployments.settings import StackSettings
@@ -60,9 +63,18 @@ class ModelReplica:
         self._publishing = loop.create_task(
             metrics.publish_forever(self._worker.counts), name="engine metrics"
         )
+        self._draining: asyncio.Task[None] | None = None
+        self._here = ExitStack()
+        self._leaving: asyncio.Task[None] | None = None
+        if folder := settings.leave_dir:
+            self._here.enter_context(here(folder, replica))
+            self._leaving = loop.create_task(self._leave(folder), name="leaving")
 
     async def check_health(self) -> None:
-        """Serve replaces the replica when this raises."""
+        """Serve replaces the replica when this raises. One that leaves with its node is well: what
+        took its place here would leave too."""
+        if self._draining is not None:
+            return
         if self._task.done():
             raise RuntimeError(f"the worker ended: {self._task}")
         self._worker.check()
@@ -71,6 +83,21 @@ class ModelReplica:
         """Serve's drain hook: hand the jobs back before the process goes."""
         if not hasattr(self, "_worker"):
             return
-        await self._worker.drain(drain_s(self._model, [self._worker.costs]))
-        await end(self._task, self._publishing)
+        await self._drained()
+        await end(self._task, self._publishing, *filter(None, [self._leaving]))
+        self._here.close()
         await self._backends.close()
+
+    async def _leave(self, folder: Path) -> None:
+        await told_to_leave(folder)
+        try:
+            await self._drained()
+        finally:
+            self._here.close()
+
+    async def _drained(self) -> None:
+        """Whoever asks first begins it, and all wait for the same end."""
+        if self._draining is None:
+            drain = self._worker.drain(drain_s(self._model, [self._worker.costs]))
+            self._draining = asyncio.create_task(drain, name="drain")
+        await asyncio.shield(self._draining)

@@ -73,6 +73,9 @@ class StackSettings(BaseSettings):
     traces_ratio: float = Field(
         1.0, ge=0, le=1, description="of the submissions that come without a trace of their own"
     )
+    leave_dir: Path | None = Field(
+        None, description="a folder by which a node that is to go tells its replicas"
+    )
     admin_key: SecretStr | None = Field(None, description="made and printed once when unset")
 
     @classmethod

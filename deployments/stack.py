@@ -192,6 +192,8 @@ class LocalStack:
             os.environ.update(haproxy_environment(self._run_dir()))
         import ray
 
+        from deployments.application import INGRESS_NODE_TYPE
+
         # Before init: an interrupt half way through it must stop what it has started.
         self._exit.callback(ray.shutdown)
 
@@ -207,6 +209,8 @@ class LocalStack:
             address="local",
             num_cpus=self.settings.logical_cpus or int(cpus + self.settings.ingress_replicas) + 1,
             num_gpus=self.settings.logical_gpus,
+            # This one machine is a node of every type.
+            resources={INGRESS_NODE_TYPE: 1, **{each.placement.node_type: 1 for each in models}},
             include_dashboard=False,
             configure_logging=False,
             log_to_driver=False,
