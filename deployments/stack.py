@@ -216,6 +216,7 @@ class LocalStack:
             log_to_driver=False,
             namespace="reelserve",
             _node_ip_address="127.0.0.1",
+            _metrics_export_port=self.settings.metrics_port,
         )
         logging.getLogger("ray").setLevel(logging.ERROR)
         there = ray.cluster_resources().get("GPU", 0)

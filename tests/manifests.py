@@ -14,8 +14,16 @@ import kubernetes_validate
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings
+from ray.serve._private import constants as ray_serve
 from ray.serve.schema import ServeDeploySchema
 
+from autoscale.settings import AutoscaleSettings
+from deployments.settings import StackSettings
+from quota.payments.settings import PaymentSettings
+from quota.settings import QuotaSettings
+from serving.api import ApiSettings
+from serving.jobs import JobSettings
 from tests import tools
 from tests.tools import ROOT
 
@@ -25,6 +33,29 @@ KUBERNETES = "1.33"
 """The version whose schemas built-in kinds are held to: the oldest that is still maintained."""
 OPEN_BY_DESIGN = frozenset({"user_config", "args", "runtime_env", "resources", "policy_kwargs"})
 """Keys of a serve config below which anything may stand."""
+
+SETTINGS: tuple[type[BaseSettings], ...] = (
+    StackSettings,
+    ApiSettings,
+    JobSettings,
+    AutoscaleSettings,
+    QuotaSettings,
+    PaymentSettings,
+)
+OTHERS = {
+    "HOME",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
+    "REDISCLI_AUTH",
+    "MEMORY",
+    "PASSWORD",  # of redis-server's own command line
+    "REDIS_ADDR",
+    "REDIS_PASSWORD",
+    "RAY_USAGE_STATS_ENABLED",
+    "RAY_SERVE_LOG_TO_STDERR",
+    "REELSERVE_URL",  # of the command line
+}
 
 Manifest = dict[str, Any]
 
@@ -69,6 +100,15 @@ def pods(manifest: Manifest) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield name, spec["jobTemplate"]["spec"]["template"]["spec"]
         case "Deployment" | "StatefulSet" | "Job":
             yield name, spec["template"]["spec"]
+
+
+def known_variables() -> set[str]:
+    ours = {
+        f"{kind.model_config['env_prefix']}{field}".upper()
+        for kind in SETTINGS
+        for field in kind.model_fields
+    }
+    return ours | OTHERS | {name for name in vars(ray_serve) if name.startswith("RAY_SERVE_")}
 
 
 def schemas_folder() -> Path:

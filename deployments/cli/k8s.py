@@ -17,34 +17,38 @@ RENDERED = "rendered.yaml"
 
 
 @app.command("render")
-def render_overlays(
-    overlays: Annotated[
+def render_folders(
+    folders: Annotated[
         list[Path],
-        typer.Argument(help="Folders with settings.env and nodes.yaml.", exists=True),
+        typer.Argument(
+            help="Folders with settings.env and nodes.yaml, or with alerts.yaml.", exists=True
+        ),
     ],
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; exit code 1 if a file would change.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write each overlay's rendered.yaml: the serve config and the groups of workers.
+    """Write each folder's rendered.yaml: of an overlay, the serve config and the groups of workers;
+    of the monitoring, its rules.
 
-    To be done after a change of settings.env, nodes.yaml or the catalog; commit the outcome.
+    To be done after a change of settings.env, nodes.yaml, the catalog or rules; commit the outcome.
 
-    Example: reelserve k8s render k8s/overlays/*
+    Example: reelserve k8s render k8s/overlays/* k8s/components/monitoring
     """
-    from deployments.k8s.render import render
+    from deployments.k8s.render import ALERTS, render, render_rules
 
     with reporting(as_json) as out:
         changed = []
-        for overlay in overlays:
+        for folder in folders:
+            make = render_rules if (folder / ALERTS).exists() else render
             try:
-                text = render(overlay)
+                text = make(folder)
             except ConfigError as error:
                 raise CliError(error.message, code=error.code) from None
             except OSError as error:
-                raise CliError(f"cannot read {overlay}: {error}", code="cannot_read") from error
-            file = overlay / RENDERED
+                raise CliError(f"cannot read {folder}: {error}", code="cannot_read") from error
+            file = folder / RENDERED
             if not file.exists() or file.read_text() != text:
                 changed.append(str(file))
                 if not check:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +32,10 @@ from serving.plan.errors import ConfigError
 HEADER = """\
 # Made by `reelserve k8s render` from settings.env, nodes.yaml and the catalog: change those.
 """
+RULES_HEADER = """\
+# Made by `reelserve k8s render` from alerts.yaml and autoscale/rules: change those.
+"""
+ALERTS = "alerts.yaml"
 CATALOG_MOUNT = Path("/etc/reelserve/catalog")
 """Where pods find what the overlay has in ``catalog/``."""
 ARTIFACTS_CLAIM = "reelserve-artifacts"
@@ -79,6 +84,24 @@ def render(overlay: Path) -> str:
         },
     }
     return HEADER + _yaml(patch)
+
+
+def render_rules(monitoring: Path) -> str:
+    """The Prometheus operator's kind of the alerts in a folder, and of the recording rules that
+    come with the code."""
+    files = [*Path(str(package_files("autoscale") / "rules")).glob("*.yaml")]
+    groups = [
+        group
+        for file in [*sorted(files), monitoring / ALERTS]
+        for group in yaml.safe_load(file.read_text())["groups"]
+    ]
+    rule = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "reelserve"},
+        "spec": {"groups": groups},
+    }
+    return RULES_HEADER + _yaml(rule)
 
 
 def grace_period_s(models: Sequence[Model], group: NodeGroup) -> int:

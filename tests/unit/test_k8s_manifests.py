@@ -13,23 +13,19 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic_settings import BaseSettings
 from ray.serve._private import constants as ray_serve
 
-from autoscale.settings import AutoscaleSettings
 from deployments.k8s.render import ARTIFACTS_CLAIM, CATALOG_MOUNT, HTTP_PORT
 from deployments.redis_server import CONFIG
 from deployments.settings import StackSettings
-from quota.payments.settings import PaymentSettings
-from quota.settings import QuotaSettings
-from serving.api import ApiSettings
-from serving.jobs import JobSettings
 from tests.manifests import (
     K8S,
     OVERLAYS,
+    SETTINGS,
     Manifest,
     build,
     complaints,
+    known_variables,
     named,
     overlay,
     pods,
@@ -37,38 +33,9 @@ from tests.manifests import (
 )
 from tests.tools import ROOT
 
-SETTINGS: tuple[type[BaseSettings], ...] = (
-    StackSettings,
-    ApiSettings,
-    JobSettings,
-    AutoscaleSettings,
-    QuotaSettings,
-    PaymentSettings,
-)
-OTHERS = {
-    "HOME",
-    "HF_HOME",
-    "HF_HUB_OFFLINE",
-    "HF_TOKEN",
-    "PASSWORD",  # of redis-server's own command line
-    "REDIS_ADDR",
-    "REDIS_PASSWORD",
-    "RAY_USAGE_STATS_ENABLED",
-    "RAY_SERVE_LOG_TO_STDERR",
-    "REELSERVE_URL",  # of the command line
-}
 IMAGES = {"reelserve", "reelserve-triton", "redis", "redis_exporter"}
 
 everywhere = pytest.mark.parametrize("name", OVERLAYS)
-
-
-def known_variables() -> set[str]:
-    ours = {
-        f"{kind.model_config['env_prefix']}{field}".upper()
-        for kind in SETTINGS
-        for field in kind.model_fields
-    }
-    return ours | OTHERS | {name for name in vars(ray_serve) if name.startswith("RAY_SERVE_")}
 
 
 def containers(manifests: Sequence[Manifest]) -> Iterator[tuple[str, Mapping[str, Any]]]:
