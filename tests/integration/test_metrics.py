@@ -23,6 +23,7 @@ from deployments.housekeeping import apply_objectives
 from quota.ledger import Kind
 from quota.redis_ledger import RedisLedger
 from serving.api import Services
+from serving.api.metrics.jobs import EVENTS, TALLIES
 from serving.jobs import (
     BUCKETS_S,
     Cell,
@@ -279,6 +280,7 @@ async def test_a_pool_of_which_nothing_is_known_says_what_is_certain(
     values = figures(found)
     assert values["reelserve_backlog_jobs{standard,queued}"] == 0
     assert values["reelserve_replica_start_failures{}"] == 0
+    assert values["reelserve_job_events_total{lease_lost}"] == 0
     assert values["reelserve_credits_held{}"] == 0
     # A time that was never measured is not 0.
     assert not found["reelserve_replica_cold_start_seconds"].samples
@@ -371,3 +373,16 @@ async def test_the_documentation_lists_what_engines_count() -> None:
     assert [row[0].strip("`") for row in rows] == [f"ray_{name}" for name in names]
     assert [row[1].strip("`") for row in rows] == names
     assert [row[2] for row in rows] == ["counter"] * len(COUNTERS) + ["gauge"]
+
+
+async def test_whatever_the_scripts_count_is_exported() -> None:
+    scripts = (DOCS.parents[1] / "serving/jobs/lua").glob("*.lua")
+    counted = {
+        event
+        for script in scripts
+        for event in re.findall(r"^ *count\([^,]+, '(\w+)'\)", script.read_text(), re.MULTILINE)
+    }
+    assert counted
+    assert counted <= {*EVENTS, *TALLIES}
+    # What a replica finds of a checkpoint is an argument.
+    assert {CheckpointCorrupt.code, "resumed"} <= set(EVENTS)
