@@ -14,7 +14,7 @@ from typing import Any
 
 from loadtest.errors import LoadTestError
 from loadtest.queue.calls import POOL, Submission, Submit, specification
-from loadtest.queue.wire import WireCell, ask, command, connect, drive, info, send
+from loadtest.queue.wire import Pause, WireCell, ask, command, connect, drive, info, send
 from loadtest.summary import judged, spread_ms
 from serving.jobs import CELL, Job, JobSettings, Leases, Limits, Phase, Resident, Room, Rows
 from serving.plan.classes import ServiceClass
@@ -29,6 +29,8 @@ HEARTBEATS = 8
 """For each that a job makes here it makes a dozen or more in production, one in 0.25 s."""
 SLOTS = 4
 EXPIRED_S_MAX = 60.0
+FLEET_CONNECTIONS = 16
+"""That share the calls of a fleet: enough that a call rarely waits to be sent."""
 
 
 @dataclass(frozen=True)
@@ -51,26 +53,30 @@ TIERS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """``jobs`` that wait, of so many ``tenants``; then so many ``replicas`` at once run
+    """``jobs`` that wait, of so many ``tenants``. ``fleet`` of them are run at the pace of
+    ``fleet_replicas`` whose jobs take ``job_s``; then so many ``replicas`` that never pause run
     ``cycles`` of them each, and one alone runs ``alone``."""
 
     jobs: int = JOBS
     tenants: int = TENANTS
+    fleet: int = 6000
+    fleet_replicas: int = 1000
+    job_s: float = 5.0
     replicas: int = 4
     cycles: int = 2000
     alone: int = 500
 
     @classmethod
     def quick(cls) -> Plan:
-        return cls(JOBS_QUICK, TENANTS_QUICK, cycles=200, alone=50)
+        return cls(JOBS_QUICK, TENANTS_QUICK, fleet=600, cycles=200, alone=50)
 
 
 def bench_queue(url: str, plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
     """Every figure, on an empty Redis. :class:`LoadTestError` when a call is refused.
 
     A replica leases jobs while it has slots, says for each how far it is, and ends the oldest; for
-    each that ends another is submitted. All take turns without a pause, so that Redis is as busy
-    as it can be: any call waits for those of the other replicas.
+    each that ends another is submitted. A fleet does so at random times, as often as its jobs end.
+    A few that never pause keep Redis as busy as it can be: any call waits for those of the others.
 
     A call takes from when it is sent until its answer arrived, by the kernel's clock. A replica is
     a process of its own, and reads it then; here one process plays all of them, and ``unread``
@@ -79,18 +85,26 @@ def bench_queue(url: str, plan: Plan, tell: Callable[[str], None]) -> dict[str, 
     with closing(_Bench(url, plan)) as bench:
         bench.fill(tell)
         bytes_per_job = bench.bytes_per_job()
-        tell(f"{plan.jobs:,} jobs wait, {bytes_per_job:,.0f} bytes each; now they are leased")
+        tell(
+            f"{plan.jobs:,} jobs wait, {bytes_per_job:,.0f} bytes each; "
+            f"now {plan.fleet_replicas:,} replicas lease them"
+        )
+        fleet, fleet_evalsha = bench.fleet()
+        tell(f"{len(fleet['lease']):,} leases; now by {plan.replicas} that never pause")
         together, unread_ms, evalsha = bench.together()
         tell(f"{len(together['lease']):,} leases by {plan.replicas} replicas; now by one")
         alone, in_redis_us = bench.alone()
-    lease = spread_ms(together["lease"])
+    lease, saturated = spread_ms(fleet["lease"]), spread_ms(together["lease"])
     value: dict[str, Any] = {
         "jobs": plan.jobs,
         "tenants": plan.tenants,
         "lease_p50_ms": lease["p50_ms"],
         "lease_p99_ms": lease["p99_ms"],
         "lease_max_ms": lease["max_ms"],
+        "saturated_lease_p99_ms": saturated["p99_ms"],
         "bytes_per_job": round(bytes_per_job),
+        "fleet": {name: _calls(found) for name, found in fleet.items()},
+        "fleet_evalsha": fleet_evalsha,
         "together": {name: _calls(found) for name, found in together.items()},
         "unread": _calls(unread_ms),
         "evalsha": evalsha,
@@ -102,7 +116,13 @@ def bench_queue(url: str, plan: Plan, tell: Callable[[str], None]) -> dict[str, 
             }
             for name, used_us in in_redis_us.items()
         },
-        "mode": {"replicas": plan.replicas, "slots": SLOTS, "heartbeats_per_job": HEARTBEATS},
+        "mode": {
+            "fleet_replicas": plan.fleet_replicas,
+            "job_s": plan.job_s,
+            "replicas": plan.replicas,
+            "slots": SLOTS,
+            "heartbeats_per_job": HEARTBEATS,
+        },
     }
     value["targets"] = judged(value, at_most=AT_MOST)
     return value
@@ -212,18 +232,32 @@ class _Bench:
             time.sleep(0.2)
         raise LoadTestError(f"{volatile:,} keys that should expire within seconds did not")
 
+    def fleet(self) -> tuple[dict[str, list[float]], dict[str, float]]:
+        """Every call's milliseconds by script at the pace of a fleet; what Redis says of it."""
+        plan = self._plan
+        # Each job ends with three calls and says so often how far it is.
+        calls_per_s = (HEARTBEATS + 3) * plan.fleet_replicas / plan.job_s
+        took, _, evalsha = self._driven(
+            FLEET_CONNECTIONS, plan.fleet // FLEET_CONNECTIONS, FLEET_CONNECTIONS / calls_per_s
+        )
+        return took, evalsha
+
     def together(self) -> tuple[dict[str, list[float]], list[float], dict[str, float]]:
-        """Every call's milliseconds by script, of all replicas at once; for how long each answer
-        then lay unread; what Redis says of it."""
-        connections = [connect(self._url) for _ in range(self._plan.replicas)]
+        """The same of replicas that never pause; for how long each answer then lay unread."""
+        return self._driven(self._plan.replicas, self._plan.cycles, 0.0)
+
+    def _driven(
+        self, replicas: int, cycles: int, pause_s: float
+    ) -> tuple[dict[str, list[float]], list[float], dict[str, float]]:
+        connections = [connect(self._url) for _ in range(replicas)]
         self._cell.took_s.clear()
         calls, used_us = evalsha_us(self._control)
         unread_s: list[float] = []
         took_s = drive(
             connections,
             [
-                self._replica(self._cell, f"replica{number}", self._plan.cycles)
-                for number in range(self._plan.replicas)
+                self._replica(self._cell, f"replica{number}", cycles, pause_s)
+                for number in range(replicas)
             ],
             unread_s,
         )
@@ -251,18 +285,26 @@ class _Bench:
         connection.close()
         return _ms(cell), cell.in_redis_us
 
-    async def _replica(self, cell: WireCell, name: str, cycles: int) -> None:
+    async def _replica(self, cell: WireCell, name: str, cycles: int, pause_s: float = 0.0) -> None:
+        """``pause_s``: mean of what lies before a call, at random."""
+
+        async def rest() -> None:
+            if pause_s:
+                await Pause(self._draw.expovariate(1 / pause_s))
+
         leases = Leases(cell, POOL, name, JobSettings())
         submissions = self._submissions()
         held: list[Job] = []
         for _ in range(cycles):
             while len(held) < SLOTS:
+                await rest()
                 lease = await leases.lease(LEASE_MS, _room(held))
                 if lease is None:
                     break
                 held.append(lease.job)
             for job in held:
                 for step in range(HEARTBEATS // SLOTS):
+                    await rest()
                     await leases.heartbeat(
                         job,
                         lease_ms=LEASE_MS,
@@ -272,7 +314,9 @@ class _Bench:
                         spent_ms=job.est_device_ms // 2,
                     )
             if held:
+                await rest()
                 await leases.complete(held.pop(0), {"file": "clip.mp4", "bytes": 1_000_000})
+                await rest()
                 await send(iter([next(submissions)]), cell.took_s["submit"])
         for job in held:
             await leases.give_back(job)

@@ -7,6 +7,7 @@ client library.
 
 from __future__ import annotations
 
+import heapq
 import select
 import socket
 import struct
@@ -28,8 +29,8 @@ SO_TIMESTAMPNS = 35
 """Linux: with what is received comes when it arrived, by the wall clock (socket(7))."""
 STAMP = struct.Struct("@ll")
 
-Work = Coroutine[bytes, tuple[bytes, float], None]
-"""What :func:`drive` resumes: it awaits :class:`Exchange` and nothing else."""
+Work = Coroutine[bytes | float, tuple[bytes, float], None]
+"""What :func:`drive` resumes: it awaits :class:`Exchange`, :class:`Pause` and nothing else."""
 
 
 class Incomplete(Exception):
@@ -97,6 +98,18 @@ class Exchange:
 
     def __await__(self) -> Generator[bytes, tuple[bytes, float], tuple[bytes, float]]:
         return (yield self._request)
+
+
+class Pause:
+    """Awaited: for so many seconds nothing is asked on this connection."""
+
+    __slots__ = ("_seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __await__(self) -> Generator[float, tuple[bytes, float], None]:
+        yield self._seconds
 
 
 class WireCell(Cell):
@@ -206,17 +219,20 @@ def drive(
         each.fileno(): (each, coroutine) for each, coroutine in zip(connections, work, strict=True)
     }
     sent_s: dict[int, float] = {}
+    due: list[tuple[float, int]] = []
 
     def resume(number: int, got: tuple[bytes, float] | None) -> None:
         connection, coroutine = busy[number]
         try:
-            # A coroutine that has not begun takes None.
+            # A coroutine that has not begun takes None, and so does one that paused.
             request = coroutine.send(got)  # type: ignore[arg-type]
         except StopIteration:
             poll.unregister(number)
             del busy[number]
             return
-        if request:
+        if isinstance(request, float):
+            heapq.heappush(due, (clock() + request, number))
+        elif request:
             sent_s[number] = clock()
             connection.sendall(request)
 
@@ -227,14 +243,17 @@ def drive(
         poll.register(number, select.POLLIN)
         resume(number, None)
     while busy:
-        ready = poll.poll(1000 * ANSWER_S_MAX)
-        if not ready:
+        left_s = due[0][0] - clock() if due else ANSWER_S_MAX
+        ready = poll.poll(max(0.0, 1000 * left_s))
+        if not ready and not due:
             raise LoadTestError(f"Redis gave no answer in {ANSWER_S_MAX:g} s")
         replies = [(number, *receive(busy[number][0])) for number, _ in ready]
         for number, reply, got_s, read_s in replies:
             if unread_s is not None:
                 unread_s.append(read_s - got_s)
             resume(number, (reply, got_s - sent_s[number]))
+        while due and due[0][0] <= clock():
+            resume(heapq.heappop(due)[1], None)
     return clock() - began
 
 

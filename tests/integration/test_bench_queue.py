@@ -23,6 +23,7 @@ from loadtest.queue.wire import (
     SO_TIMESTAMPNS,
     Exchange,
     Incomplete,
+    Pause,
     WireCell,
     arrived,
     command,
@@ -33,7 +34,7 @@ from loadtest.summary import judged
 from serving.jobs import CELL, Cell, JobQueue, Limits, State
 
 TINY = admission.Plan(rounds=2, requests={1: 20, 50: 120})
-SHORT = backlog.Plan(jobs=600, tenants=30, replicas=3, cycles=20, alone=5)
+SHORT = backlog.Plan(jobs=600, tenants=30, fleet=64, replicas=3, cycles=20, alone=5)
 
 
 def quiet(text: str) -> None:
@@ -146,6 +147,40 @@ def test_what_the_client_computes_for_one_connection_is_no_wait_of_another(
     assert len(unread_s) == (2 if by_arrival else 0)
 
 
+def test_who_pauses_keeps_nobody_waiting() -> None:
+    order: list[str] = []
+
+    async def pauses() -> None:
+        await Pause(0.05)
+        order.append("paused")
+        await Exchange(b"ask")
+
+    async def asks() -> None:
+        for _ in range(3):
+            await Exchange(b"ask")
+            order.append("asked")
+
+    with ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(2)]
+        for pair in pairs:
+            for end in pair:
+                stack.enter_context(end)
+        (first, its_server), (second, other_server) = pairs
+
+        def serve() -> None:
+            for server, count in ((other_server, 3), (its_server, 1)):
+                for _ in range(count):
+                    assert server.recv(3) == b"ask"
+                    server.sendall(b"+OK\r\n")
+
+        server = threading.Thread(target=serve)
+        server.start()
+        took_s = drive([first, second], [pauses(), asks()])
+        server.join()
+    assert order == ["asked"] * 3 + ["paused"]
+    assert took_s >= 0.05
+
+
 @pytest.mark.asyncio
 async def test_every_submission_of_a_run_waits_in_the_queue(
     redis_server: RedisServer, redis: Redis
@@ -177,6 +212,13 @@ async def test_as_many_jobs_wait_after_the_leases_as_before(
     assert found["jobs"] == SHORT.jobs
     assert any("600 of 600 jobs wait" in text for text in told)
     assert 0 < found["bytes_per_job"] < 10_000
+    paced = {name: each["calls"] for name, each in found["fleet"].items()}
+    assert paced["finish"] == paced["submit"] == SHORT.fleet
+    assert found["fleet_evalsha"]["calls"] == sum(paced.values())
+    # It cannot be faster than its pace.
+    assert found["fleet_evalsha"]["per_s"] < 1.3 * 11 * SHORT.fleet_replicas / SHORT.job_s
+    assert found["lease_p99_ms"] == found["fleet"]["lease"]["p99_ms"]
+    assert found["saturated_lease_p99_ms"] == found["together"]["lease"]["p99_ms"]
     calls = {name: each["calls"] for name, each in found["together"].items()}
     assert calls["finish"] == calls["submit"] == SHORT.replicas * SHORT.cycles
     assert calls["lease"] >= calls["finish"]
@@ -187,7 +229,7 @@ async def test_as_many_jobs_wait_after_the_leases_as_before(
         assert 0 < each["redis_share"] < 1
     state = (await JobQueue(Cell(redis)).pools([POOL]))[POOL]
     assert (state.queued, state.in_progress) == (SHORT.jobs, 0)
-    assert state.ended[State.COMPLETED] == calls["finish"] + SHORT.alone
+    assert state.ended[State.COMPLETED] == calls["finish"] + SHORT.fleet + SHORT.alone
 
 
 def test_the_command_prints_one_json_value() -> None:

@@ -10,9 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.demo_models.sound.captions import SENTENCES, WORDS, caption, complete, vocabulary
+from deployments.demo_models.sound.captions import (
+    SENTENCES,
+    WORDS,
+    caption,
+    complete,
+    held_out,
+    vocabulary,
+)
 from deployments.demo_models.sound.checker import hear, verdict
+from deployments.demo_models.sound.measure import questions
 from deployments.demo_models.sound.render import SAMPLES, render
+from deployments.demo_models.sound.text import training_caption
 from deployments.demo_models.sound.world import (
     AXES,
     DURATION_S_MAX,
@@ -94,6 +103,18 @@ def test_captions_are_made_of_the_vocabulary_and_leave_no_stray_commas() -> None
             assert tokens[-1] not in (",", "and")
             assert tokens[0] != ","
             assert ", ," not in " ".join(tokens)
+
+
+def test_training_never_says_what_it_is_asked_about() -> None:
+    random = Random(4)
+    trained = {training_caption(sound, random) for sound in training_sounds() for _ in range(100)}
+    asked = questions((*training_sounds(), *held_out_sounds()), captions=4, seeds=[1, 2])
+    assert len(asked) == 8 * len(all_sounds())
+    assert not trained & {each.caption for each in asked if each.sound not in HELD_OUT}
+    assert {each.sound for each in asked} == set(all_sounds())
+    # What is kept is one in ten, of every kind of sentence.
+    every = {complete(sound, random) for sound in all_sounds() for _ in range(100)}
+    assert 0.07 < sum(map(held_out, every)) / len(every) < 0.13
 
 
 def test_a_caption_can_be_said_in_many_ways() -> None:

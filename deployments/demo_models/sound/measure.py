@@ -1,7 +1,9 @@
 """Measure a sound model: ``python -m deployments.demo_models.sound.measure FOLDER``.
 
-Samples a clip for captions of sounds that training never heard, and lets the checker, which does
-not know the caption, say what it hears. A clip is right if its kind and every attribute are.
+Samples a clip for each of many captions that training never said, and lets the checker, which
+does not know the caption, say what it hears. A clip is right if its kind and every attribute are.
+``captions`` are of sounds that training heard, in other words; ``combinations`` of sounds whose
+attributes it never heard together.
 """
 
 from __future__ import annotations
@@ -21,9 +23,15 @@ from typing import Any
 import torch
 from diffusers import StableAudioPipeline
 
-from deployments.demo_models.sound.captions import complete
+from deployments.demo_models.sound.captions import complete, held_out
 from deployments.demo_models.sound.checker import hear, verdict
-from deployments.demo_models.sound.world import SAMPLING_RATE_HZ, Sound, held_out_sounds
+from deployments.demo_models.sound.world import (
+    HELD_OUT,
+    SAMPLING_RATE_HZ,
+    Sound,
+    held_out_sounds,
+    training_sounds,
+)
 
 STEPS = 24
 GUIDANCE_SCALE = 3.0
@@ -42,15 +50,15 @@ class Question:
 
 
 def questions(sounds: Sequence[Sound], captions: int, seeds: Sequence[int]) -> tuple[Question, ...]:
-    """``captions`` different complete captions of every sound, each under every seed."""
+    """``captions`` different complete captions of every sound, each under every seed, none of which
+    training said. Raises ValueError where there are not so many."""
     asked = []
     for index, sound in enumerate(sounds):
         random = Random(f"measure {sound}")
-        texts: list[str] = []
-        while len(texts) < captions:
-            text = complete(sound, random)
-            if text not in texts:
-                texts.append(text)
+        drawn = dict.fromkeys(complete(sound, random) for _ in range(1_000))
+        texts = [text for text in drawn if sound in HELD_OUT or held_out(text)][:captions]
+        if len(texts) < captions:
+            raise ValueError(f"only {len(texts)} captions of {sound} are held out")
         for number, text in enumerate(texts):
             duration_s = DURATIONS_S[(index + number) % len(DURATIONS_S)]
             asked += [Question(sound, text, duration_s, seed) for seed in seeds]
@@ -140,7 +148,7 @@ def main(words: Sequence[str] | None = None) -> int:
         prog="python -m deployments.demo_models.sound.measure", description=__doc__
     )
     parser.add_argument("folder", type=Path, help="a checkpoint that train wrote")
-    parser.add_argument("--captions", type=int, default=6, help="of each held-out sound (6)")
+    parser.add_argument("--captions", type=int, default=4, help="of each sound (4)")
     parser.add_argument("--seeds", type=int, default=2, help="clips of each caption (2)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of sampling ({STEPS})")
     parser.add_argument(
@@ -152,21 +160,27 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    asked = questions(held_out_sounds(), arguments.captions, range(arguments.seeds))
-    found = measure(
-        load(arguments.folder, arguments.device),
-        asked,
-        arguments.steps,
-        arguments.guidance,
-        lambda text: print(text, file=sys.stderr, flush=True),
-    )
-    print(json.dumps(found, indent=1) if arguments.json else _table(found))
+    pipeline = load(arguments.folder, arguments.device)
+    found = {}
+    for name, sounds in (("captions", training_sounds()), ("combinations", held_out_sounds())):
+        asked = questions(sounds, arguments.captions, range(arguments.seeds))
+        found[name] = measure(
+            pipeline,
+            asked,
+            arguments.steps,
+            arguments.guidance,
+            lambda text: print(text, file=sys.stderr, flush=True),
+        )
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print("\n".join(f"{name}\n{_table(figures)}" for name, figures in found.items()))
     return 0
 
 
 def _table(found: dict[str, Any]) -> str:
     lines = [
-        f"{found['right']:6.1%} right: {found['captions']} captions of held-out sounds, "
+        f"{found['right']:6.1%} right: {found['captions']} captions, "
         f"{found['seeds']} seeds, {found['steps']} steps, scale {found['guidance_scale']}"
     ]
     for group in ("kind", "attribute"):

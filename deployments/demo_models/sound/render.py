@@ -51,7 +51,7 @@ RAMP = 96
 def compose(sound: Sound, duration_s: float, seed: int) -> Score:
     """The score of ``sound``, silent from the last whole frame before ``duration_s``.
 
-    Where the axes leave room (level, first frame, gaps), ``seed`` decides. Raises
+    Where the axes leave room (level, gaps, when something short begins), ``seed`` decides. Raises
     ValueError for a duration over ``DURATION_S_MAX``.
     """
     if not 0 < duration_s <= DURATION_S_MAX:
@@ -124,7 +124,7 @@ def _beeps(score: Score, sound: Sound, frames: int, random: np.random.Generator)
 
 
 def _drum(score: Score, sound: Sound, frames: int, random: np.random.Generator) -> None:
-    for first in range(int(random.integers(0, 3)), frames - 2, BEATS[sound["tempo"]]):
+    for first in range(0, frames - 2, BEATS[sound["tempo"]]):
         hit = HIT[: frames - first]
         score[DRUM_VOICES[sound["size"]], first : first + len(hit)] = hit
 

@@ -1,7 +1,8 @@
 """Words to states: a tokenizer of the captions' words and a T5 encoder of two layers.
 
-The encoder first learns to tell the attributes of a caption by a head that is thrown away, and
-then goes on learning with the denoiser.
+The encoder learns to tell the attributes of a caption by a head that is thrown away. Then it stays
+as it is, as real ones do: if it went on learning with the denoiser, its states would come to stand
+for whole captions, and a pair of words that training never had together would mean nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from deployments.demo_models.sound.captions import caption, vocabulary
+from deployments.demo_models.sound.captions import caption, held_out, vocabulary
 from deployments.demo_models.sound.world import AXES, Sound
 
 TEXT_CHANNELS = 64
@@ -69,7 +70,10 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 
 def training_caption(sound: Sound, random: Random) -> str:
-    words = caption(sound, random).split()
+    """One that is not held out, sometimes with a strange word in it."""
+    while held_out(text := caption(sound, random)):
+        pass
+    words = text.split()
     if random.random() < STRANGE_WORDS:
         words.insert(random.randrange(len(words) + 1), "???")
     return " ".join(words)
