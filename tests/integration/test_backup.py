@@ -56,7 +56,7 @@ async def redis(server: RedisServer) -> AsyncIterator[Redis]:
     server.stop()
 
 
-async def contents(redis: Redis) -> Mapping[str, Any]:
+async def contents(redis: Redis) -> Mapping[Any, Any]:
     return {key: await redis.dump(key) for key in await redis.keys()}
 
 
