@@ -62,7 +62,7 @@ COPY --from=build-cuda /opt/reelserve /opt/reelserve
 
 # Speech: Reelserve's own model repository, and as much of Reelserve as its Python models import.
 # With numpy 2, Python backends of this age answer with empty tensors.
-FROM nvcr.io/nvidia/tritonserver:24.10-py3 AS triton
+FROM nvcr.io/nvidia/tritonserver:24.12-py3 AS triton
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY serving serving
