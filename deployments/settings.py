@@ -109,20 +109,21 @@ class StackSettings(BaseSettings):
 
     def catalog(self) -> Catalog:
         """The entries this stack serves, in order; the first is the default model."""
-        return load_catalog(self._catalog_folders).only(self.models)
+        return load_catalog(self.catalog_folders).only(self.models)
 
     def speech_catalog(self) -> SpeechCatalog:
         """The entries that speak, in order; the first is the default one."""
-        return load_speech(self._catalog_folders).only(self.speech)
+        return load_speech(self.catalog_folders).only(self.speech)
 
     @property
-    def _catalog_folders(self) -> list[Path]:
+    def catalog_folders(self) -> list[Path]:
+        """Where entries are. Those of a later folder replace those of an earlier one."""
         return [Path(str(files("deployments") / "catalog")), *self.catalog_dirs]
 
     def catalog_identity(self) -> Mapping[str, tuple[int, ...]]:
         """Changes with every edit of the catalog's files."""
         found = {}
-        for folder in self._catalog_folders:
+        for folder in self.catalog_folders:
             for file in folder.glob("*.yaml"):
                 with suppress(OSError):  # it is being replaced
                     state = file.stat()

@@ -1,4 +1,7 @@
-"""What speaks for an ingress: espeak-ng in its process, or models of Triton servers."""
+"""What speaks for an ingress: espeak-ng in its process, or models of Triton servers.
+
+A neural voice never speaks in an ingress, which answers everybody meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from serving.jobs import Cell, InlineLeases, JobSettings
 from serving.plan.catalog import FloatRange
 from serving.plan.errors import ConfigError
 from serving.plan.speech import Speaker
-from serving.plan.speech_model import SpeechCatalog, SpeechModel, TritonSpeech
+from serving.plan.speech_model import SpeechCatalog, SpeechModel
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ async def open_speech(
     async with AsyncExitStack() as stack:
         for model in settings.speech_catalog().models.values():
             try:
-                speakers[model.id] = await _open(model, settings.triton_url, stack)
+                speakers[model.id] = await open_speaker(model, settings.triton_url, stack)
             except ConfigError as error:
                 log.warning("the model '%s' is not served: %s", model.id, error.message)
         catalog = SpeechCatalog(
@@ -37,27 +40,39 @@ async def open_speech(
         yield Speech(catalog, speakers, InlineLeases(cell, holder, jobs))
 
 
-async def _open(model: SpeechModel, triton_url: str | None, stack: AsyncExitStack) -> Speaker:
+async def open_speaker(
+    model: SpeechModel, triton_url: str | None, stack: AsyncExitStack
+) -> Speaker:
+    """What speaks for ``model`` as long as ``stack`` is open; :class:`ConfigError` where nothing on
+    this machine can. ``triton_url``: the stack's server, if it has one."""
     # Each needs what not every machine has.
-    server = model.triton or (TritonSpeech(url=triton_url) if triton_url else None)
-    if server is None:
-        from serving.models.espeak_speaker import EspeakSpeaker
+    seat = model.seat
+    url = seat.url or triton_url
+    if url is None and model.family == "espeak":
+        from serving.models.espeak import espeak
+        from serving.models.local_speaker import LocalSpeaker
 
-        speaker = EspeakSpeaker()
+        speaker = LocalSpeaker(espeak())
         stack.push_async_callback(speaker.close)
         return speaker
+    if url is None:
+        raise ConfigError(
+            "a Triton server speaks for it: name one in REELSERVE_TRITON_URL, or in its entry "
+            "under triton.url"
+        )
     from serving.models.triton import TritonServer
     from serving.models.triton_speaker import SPEECH, VOICES, TritonSpeaker
 
-    connection = TritonServer(server.url)
+    connection = TritonServer(url)
     stack.push_async_callback(connection.close)
     return TritonSpeaker(
         connection,
-        server.sample_rate_hz,
-        speech=SPEECH.model_copy(update={"model": server.model, "timeout_s": server.timeout_s}),
-        voices=VOICES.model_copy(update={"model": server.voices_model}),
-        speed_range=_ends(server.speed),
-        patience_s=server.patience_s,
+        seat.sample_rate_hz,
+        speech=SPEECH.model_copy(update={"model": seat.model, "timeout_s": seat.timeout_s}),
+        voices=model.own_voices or VOICES.model_copy(update={"model": seat.voices_model}),
+        speed_range=_ends(seat.speed),
+        instructed=model.speech.instructions,
+        patience_s=seat.patience_s,
     )
 
 

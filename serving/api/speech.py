@@ -99,7 +99,7 @@ async def _said(model: SpeechModel, speaker: Speaker, fields: SpeechCreate) -> S
             code="string_too_long",
             param="input",
         )
-    pieces = sentences(text)
+    pieces = sentences(text, limits.sentence_chars_max)
     if not pieces:
         raise InvalidRequest(
             "'input' has nothing to say: it needs a letter or a digit.", param="input"
@@ -123,6 +123,7 @@ async def _said(model: SpeechModel, speaker: Speaker, fields: SpeechCreate) -> S
         chars=len(text),
         voice=_known(model, name, {each.id: each for each in await speaker.voices()}),
         speed=speed,
+        instructions=fields.instructions or "",
         audio_format=fields.response_format,
         events=fields.stream_format == "sse",
         loudness_lufs=fields.loudness,

@@ -12,6 +12,8 @@ from serving.media.audio import CHANNELS, LOUDNESS_MAX, LOUDNESS_MIN, RATE_HZ
 from serving.plan.classes import ServiceTier
 from serving.plan.speech_model import SpeechModel
 
+INSTRUCTIONS_CHARS_MAX = 4096
+
 
 class VoiceName(BaseModel):
     """A voice, as an object."""
@@ -32,7 +34,9 @@ class SpeechCreate(BaseModel):
         None, description="one of GET /v1/audio/voices; the model's own if absent"
     )
     instructions: Text | None = Field(
-        None, description="how it is said, where the model can be told"
+        None,
+        max_length=INSTRUCTIONS_CHARS_MAX,
+        description="how it is said, where the model can be told",
     )
     response_format: AudioFormat = Field(AudioFormat.MP3, description=", ".join(AudioFormat))
     speed: Number | None = Field(None, allow_inf_nan=False, description="1 is normal")

@@ -39,6 +39,7 @@ class Said:
     chars: int
     voice: str
     speed: float
+    instructions: str
     audio_format: AudioFormat
     events: bool
     loudness_lufs: float | None
@@ -53,7 +54,7 @@ class SpeechWork:
     ) -> None:
         self.lease, self.said = lease, said
         self._leases = leases
-        self._spoken = speaker.speak(said.sentences, said.voice, said.speed)
+        self._spoken = speaker.speak(said.sentences, said.voice, said.speed, said.instructions)
         self._rate_hz = speaker.sample_rate_hz
         self._tempo = said.speed / speaker.spoken_speed(said.speed)
         self._encoder: AudioEncoder | None = None

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.plan.errors import ConfigError, InvalidRequest, ModelFailed
-from serving.plan.speech import Gender, Voice
+from serving.plan.errors import ConfigError, ModelFailed
+from serving.plan.speech import Gender, Voice, no_such_voice
 
 WORDS_PER_MINUTE = 175
 """At speed 1, its own default."""
@@ -79,7 +79,7 @@ def find_library() -> Library:
 
 
 class Espeak:
-    """The engine of this process; :func:`espeak` gives it.
+    """The :class:`~serving.plan.speech.SpeechEngine` of this process; :func:`espeak` gives it.
 
     ``sample_rate_hz`` is what all its voices have.
     """
@@ -126,7 +126,7 @@ class Espeak:
     ) -> bytes:
         """A sentence as 16-bit little-endian mono PCM at ``sample_rate_hz``, its pause included.
 
-        Blocks, and waits for whoever else speaks. ``speed`` is kept to what :func:`spoken_speed`
+        Blocks, and waits for whoever else speaks. ``speed`` is kept to what :meth:`spoken_speed`
         says. Ends early, with what there is, once ``wanted`` says no. :class:`InvalidRequest` for a
         voice there is not; :class:`ModelFailed` if the library fails.
         """
@@ -135,7 +135,7 @@ class Espeak:
         encoded = text.replace("\0", " ").encode() + b"\0"
         with self._lock:
             self._parts, self._wanted = [], wanted or (lambda: True)
-            words = round(spoken_speed(speed) * WORDS_PER_MINUTE)
+            words = round(self.spoken_speed(speed) * WORDS_PER_MINUTE)
             done = [
                 self._c.espeak_SetVoiceByName(self._file(voice).encode()),
                 self._c.espeak_SetParameter(_RATE, words, 0),
@@ -148,10 +148,15 @@ class Espeak:
             raise ModelFailed(f"espeak-ng cannot say this with the voice {voice}: codes {done}")
         return b"".join(parts)
 
+    @staticmethod
+    def spoken_speed(speed: float) -> float:
+        """The nearest speed to ``speed`` (1 is normal) that the library can speak."""
+        return min(max(speed * WORDS_PER_MINUTE, WORDS_MIN), WORDS_MAX) / WORDS_PER_MINUTE
+
     def check_voice(self, voice: str) -> None:
         """:class:`InvalidRequest` for a voice there is not. The library would fall back to one."""
         if voice not in self._ids:
-            raise InvalidRequest(f"There is no voice '{voice[:64]}'.", param="voice")
+            raise no_such_voice(voice)
 
     def _file(self, voice: str) -> str:
         """As the library is asked for it: it knows not every language by its name, but each by its
@@ -183,11 +188,6 @@ class Espeak:
                 own_id = f"{language}+{variant}"
                 found[own_id] = Voice(own_id, f"{name}, {variant}", language, gender)
         return sorted(found.values(), key=lambda each: each.id)
-
-
-def spoken_speed(speed: float) -> float:
-    """The nearest speed to ``speed`` (1 is normal) that the library can speak."""
-    return min(max(speed * WORDS_PER_MINUTE, WORDS_MIN), WORDS_MAX) / WORDS_PER_MINUTE
 
 
 def _has_dictionary(data: Path, file: str) -> bool:

@@ -15,7 +15,8 @@ from serving.models.family import Family, Inputs
 from serving.models.fingerprint import fingerprint
 from serving.models.wan import WanFamily
 from serving.models.wan_inputs import inputs_of
-from serving.plan.catalog import HubWeights, InputName, LoadOptions, Model, Need
+from serving.models.weights import find_device, find_weights
+from serving.plan.catalog import InputName, LoadOptions, Model, Need
 from serving.plan.clip import ClipSpec
 from serving.plan.errors import ConfigError
 
@@ -38,37 +39,13 @@ def load_family(model: Model, models_dir: Path) -> Family:
             return _load_wan(model, models_dir)
 
 
-def weights_source(model: Model, models_dir: Path) -> tuple[str, str | None]:
-    """What ``from_pretrained`` is given: a folder or a hub id, and a revision."""
-    weights = model.weights
-    if isinstance(weights, HubWeights):
-        return weights.hub, weights.revision
-    folder = Path(weights.path.format(models_dir=models_dir)).expanduser()
-    if not (folder / "model_index.json").is_file():
-        hint = (
-            "; `reelserve models install-demo` puts it there"
-            if model.id.startswith("demo-")
-            else ""
-        )
-        raise ConfigError(f"model '{model.id}': there is no checkpoint in {folder}{hint}")
-    return str(folder), None
-
-
 def device_of(model: Model) -> torch.device:
-    """The device the entry asks for; ``auto`` is a GPU where there is one."""
-    name = model.load.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"model '{model.id}' asks for the device {name} and this machine has no CUDA GPU"
-        )
-    return device
+    """The device the entry asks for; :class:`ConfigError` where there is none."""
+    return find_device(model.id, model.load.device)
 
 
 def _load_wan(model: Model, models_dir: Path) -> WanFamily:
-    source, revision = weights_source(model, models_dir)
+    source, revision = find_weights(model.id, model.weights, models_dir, holds="model_index.json")
     options = model.load
     device = device_of(model)
     try:

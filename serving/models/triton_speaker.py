@@ -15,8 +15,8 @@ from contextlib import aclosing
 import numpy as np
 
 from serving.models.triton import TritonModel, TritonServer, strings
-from serving.plan.errors import InvalidRequest, ModelFailed, ServiceUnavailable
-from serving.plan.speech import Gender, Voice
+from serving.plan.errors import ModelFailed, ServiceUnavailable
+from serving.plan.speech import Gender, Voice, cannot_be_told, no_such_voice
 from serving.plan.triton import Tensor, TritonModelSpec
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,10 @@ SPEECH = TritonModelSpec(
     streaming=True,
     timeout_s=20,
 )
-"""What such a model takes and gives. ``model``, ``version`` and ``timeout_s`` may be others."""
+"""What such a model takes and gives. ``model``, ``version`` and ``timeout_s`` may be others, and
+one that can be told how to speak takes :data:`INSTRUCTIONS` as well."""
+INSTRUCTIONS = {"INSTRUCTIONS": Tensor(dtype="BYTES", shape=(-1, 1))}
+"""Empty where a request has none."""
 VOICES = TritonModelSpec(
     model="speech_voices",
     inputs={"LANGUAGE": Tensor(dtype="BYTES", shape=(1,))},
@@ -54,8 +57,12 @@ VOICES_S = 60.0
 
 
 class TritonSpeaker:
-    """A :class:`~serving.plan.speech.Speaker`. ``sample_rate_hz`` is what the catalog says, and
-    every response is held to it. ``speed_range``: what the model can speak at."""
+    """A :class:`~serving.plan.speech.Speaker`.
+
+    ``sample_rate_hz`` is what the catalog says, and every response is held to it. ``voices``: the
+    model that knows them, or they themselves. ``speed_range``: what the model can speak at.
+    ``instructed``: it can be told how to speak, so it must have an input for that.
+    """
 
     def __init__(
         self,
@@ -63,16 +70,23 @@ class TritonSpeaker:
         sample_rate_hz: int,
         *,
         speech: TritonModelSpec = SPEECH,
-        voices: TritonModelSpec = VOICES,
+        voices: TritonModelSpec | Sequence[Voice] = VOICES,
         speed_range: tuple[float, float] = (80 / 175, 450 / 175),
+        instructed: bool = False,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._speech: TritonModel = server.model(speech)
-        self._listing: TritonModel = server.model(voices)
+        inputs = {**speech.inputs, **INSTRUCTIONS} if instructed else speech.inputs
+        self._speech: TritonModel = server.model(speech.model_copy(update={"inputs": inputs}))
+        self._listing: TritonModel | None = None
+        self._voices: dict[str, Voice] = {}
+        if isinstance(voices, TritonModelSpec):
+            self._listing = server.model(voices)
+        else:
+            self._voices = {voice.id: voice for voice in voices}
         self._sample_rate_hz, self._speed_range = sample_rate_hz, speed_range
+        self._instructed = instructed
         self._patience_s = patience_s
         self._checked = False
-        self._voices: dict[str, Voice] = {}
         self._listed_s = -VOICES_S
 
     @property
@@ -86,7 +100,8 @@ class TritonSpeaker:
     async def check(self) -> None:
         """:class:`ConfigError` unless the server's models are of this kind."""
         await self._speech.check()
-        await self._listing.check()
+        if self._listing is not None:
+            await self._listing.check()
         self._checked = True
 
     async def ready(self) -> bool:
@@ -96,7 +111,7 @@ class TritonSpeaker:
 
     async def voices(self) -> Sequence[Voice]:
         """As the server said within the last minute; for as long as it is away, as it said last."""
-        if time.monotonic() - self._listed_s > VOICES_S:
+        if self._listing is not None and time.monotonic() - self._listed_s > VOICES_S:
             try:
                 told = await self._listing.infer({"LANGUAGE": strings([""])})
             except ServiceUnavailable:
@@ -107,15 +122,18 @@ class TritonSpeaker:
         return list(self._voices.values())
 
     async def speak(
-        self, sentences: Sequence[str], voice: str, speed: float
+        self, sentences: Sequence[str], voice: str, speed: float, instructions: str = ""
     ) -> AsyncGenerator[bytes, None]:
+        if instructions and not self._instructed:
+            raise cannot_be_told()
         await self.voices()
         if voice not in self._voices:
-            raise InvalidRequest(f"There is no voice '{voice[:64]}'.", param="voice")
+            raise no_such_voice(voice)
         heard, tries, progress_s = 0, 0, time.monotonic()
         while heard < len(sentences):
             try:
-                async with aclosing(self._stream(sentences[heard:], voice, speed)) as spoken:
+                left = self._stream(sentences[heard:], voice, speed, instructions)
+                async with aclosing(left) as spoken:
                     async for pcm in spoken:
                         yield pcm
                         heard, tries, progress_s = heard + 1, 0, time.monotonic()
@@ -127,12 +145,13 @@ class TritonSpeaker:
                 tries += 1
 
     async def _stream(
-        self, sentences: Sequence[str], voice: str, speed: float
+        self, sentences: Sequence[str], voice: str, speed: float, instructions: str
     ) -> AsyncGenerator[bytes, None]:
         given = {
             "SENTENCES": strings(list(sentences), 1, len(sentences)),
             "VOICE": strings([voice], 1, 1),
             "SPEED": np.array([[self.spoken_speed(speed)]], np.float32),
+            "INSTRUCTIONS": strings([instructions], 1, 1),
         }
         said = 0
         async with aclosing(self._speech.stream(given)) as responses:

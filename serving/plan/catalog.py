@@ -42,7 +42,7 @@ class _Strict(BaseModel):
 
 
 class HubWeights(_Strict):
-    """A diffusers repository on the model hub (or a mirror of it)."""
+    """A repository on the model hub (or a mirror of it)."""
 
     hub: str
     revision: str | None = None

@@ -6,9 +6,11 @@ little-endian mono PCM.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from serving.plan.errors import InvalidRequest
 
 Gender = Literal["female", "male", "neutral"]
 
@@ -33,11 +35,14 @@ class Speaker(Protocol):
     async def voices(self) -> Sequence[Voice]:
         """Those it has now, by id."""
 
-    def speak(self, sentences: Sequence[str], voice: str, speed: float) -> AsyncIterator[bytes]:
+    def speak(
+        self, sentences: Sequence[str], voice: str, speed: float, instructions: str = ""
+    ) -> AsyncIterator[bytes]:
         """Each sentence's PCM, in order, as soon as it is there; pauses included.
 
-        ``speed``: 1 is normal, and the nearest it can do is taken (:meth:`spoken_speed`). Closing
-        the iterator stops the work. Raises :class:`InvalidRequest` for a voice it has not, a
+        ``speed``: 1 is normal, and the nearest it can do is taken (:meth:`spoken_speed`).
+        ``instructions``: how to say it. Closing the iterator stops the work. Raises
+        :class:`InvalidRequest` for a voice it has not and for instructions where it takes none, a
         retryable :class:`ServiceUnavailable` when its engine is away for longer than it bears.
         """
 
@@ -48,3 +53,46 @@ class Speaker(Protocol):
 
     def spoken_speed(self, speed: float) -> float:
         """The nearest speed it can speak at; the rest is time-stretching."""
+
+
+class SpeechEngine(Protocol):
+    """Makes a sentence heard in this process, and blocks for as long. May be asked from any thread.
+
+    Who speaks with it, :class:`Speaker` or not, sees to whose turn it is.
+    """
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Of all that it says."""
+
+    @property
+    def voices(self) -> Sequence[Voice]:
+        """Those it has, by id."""
+
+    def spoken_speed(self, speed: float) -> float:
+        """The nearest speed it can speak at."""
+
+    def check_voice(self, voice: str) -> None:
+        """:class:`InvalidRequest` for a voice it has not."""
+
+    def say(
+        self, text: str, voice: str, speed: float = 1.0, wanted: Callable[[], bool] | None = None
+    ) -> bytes:
+        """A sentence's PCM, pauses included; what there is of it once ``wanted`` says no.
+
+        Raises :class:`InvalidRequest` for a voice it has not and :class:`ModelFailed`.
+        """
+
+
+def no_such_voice(voice: str) -> InvalidRequest:
+    """What whoever speaks raises for a voice it has not."""
+    return InvalidRequest(f"There is no voice '{voice[:64]}'.", param="voice")
+
+
+def cannot_be_told() -> InvalidRequest:
+    """What a :class:`Speaker` that takes no instructions raises for some."""
+    return InvalidRequest(
+        "This model cannot be told how to speak.",
+        code="unsupported_parameter",
+        param="instructions",
+    )

@@ -14,9 +14,24 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from serving.plan.catalog import FloatRange, by_name, with_default_classes
+from serving.plan.catalog import (
+    FloatRange,
+    HubWeights,
+    PathWeights,
+    by_name,
+    with_default_classes,
+)
 from serving.plan.classes import DEFAULT_POLICIES, ClassPolicy, ServiceClass
 from serving.plan.errors import ConfigError, InvalidRequest
+from serving.plan.sentences import CHARS_MAX
+from serving.plan.speech import Gender, Voice
+
+Family = Literal["espeak", "triton", "vits", "bark"]
+SPOKEN = {
+    "vits": FloatRange(default=1.0, min=0.5, max=2.0),
+    "bark": FloatRange(default=1.0, min=1.0, max=1.0),
+}
+"""Families of neural voices, and how fast each can speak by itself."""
 
 
 class _Strict(BaseModel):
@@ -27,16 +42,41 @@ class SpeechLimits(_Strict):
     """What it may be asked for. ``voices`` gives names of other services to voices it has."""
 
     input_chars_max: int = Field(4096, ge=1, le=100_000)
+    sentence_chars_max: int = Field(
+        CHARS_MAX, ge=20, le=CHARS_MAX, description="that it can say at a time"
+    )
     speed: FloatRange = FloatRange(default=1.0, min=0.25, max=4.0)
     voice: str = Field(min_length=1, description="where a request names none")
     voices: dict[str, str] = {}
     instructions: bool = Field(False, description="whether it can be told how to speak")
 
 
+class CheckpointVoice(_Strict):
+    """A voice of a checkpoint, by its id there."""
+
+    name: str | None = Field(None, description="its id if absent")
+    language: str = Field(pattern=r"^[a-z]{2,3}(-[a-z0-9]{1,8})*$", description="BCP 47")
+    gender: Gender = "neutral"
+
+
+class Checkpoint(_Strict):
+    """A neural model's weights, and what they are; this is held to them when they are loaded."""
+
+    weights: HubWeights | PathWeights
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    sample_rate_hz: int = Field(ge=8_000, le=192_000)
+    voices: dict[str, CheckpointVoice] = Field(
+        min_length=1, description="by id; there may be more of them in the checkpoint"
+    )
+
+
 class TritonSpeech(_Strict):
     """Where its model server is: models of the kind of ``deployments/triton/speech``."""
 
-    url: str = Field(min_length=1, description="host:port of its gRPC")
+    url: str | None = Field(
+        None, min_length=1, description="host:port of its gRPC; the stack's own if absent"
+    )
     model: str = "speech"
     voices_model: str = "speech_voices"
     sample_rate_hz: int = Field(22_050, ge=8_000, le=192_000)
@@ -61,15 +101,17 @@ class SpeechPrice(_Strict):
 
 class SpeechModel(_Strict):
     """One catalog entry. Family ``espeak`` is espeak-ng in the ingress, or at a Triton server where
-    the stack has one; ``triton`` is any model of that kind at the server it names."""
+    the stack has one; ``triton`` is any model of that kind at the server it names. The others have
+    a ``checkpoint``, which a Triton server speaks with, as the model that has the entry's id."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     aliases: list[str] = []
-    family: Literal["espeak", "triton"]
+    family: Family
     description: str
     licence: str = ""
     speech: SpeechLimits
     triton: TritonSpeech | None = None
+    checkpoint: Checkpoint | None = None
     cost: SpeechCost
     price: SpeechPrice = SpeechPrice()
     classes: Annotated[dict[ServiceClass, ClassPolicy], BeforeValidator(with_default_classes)] = (
@@ -79,8 +121,45 @@ class SpeechModel(_Strict):
     @model_validator(mode="after")
     def _has_a_server(self) -> SpeechModel:
         if self.family == "triton" and self.triton is None:
-            raise ValueError("family triton needs a 'triton' section with the server's url")
+            raise ValueError("family triton needs a 'triton' section that says which model it is")
         return self
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> SpeechModel:
+        if (self.family in SPOKEN) != (self.checkpoint is not None):
+            raise ValueError(
+                f"families {', '.join(SPOKEN)} need a 'checkpoint', and no other has one"
+            )
+        if self.checkpoint is None:
+            return self
+        told = {"model", "voices_model", "sample_rate_hz", "speed"}
+        if self.triton is not None and (said := sorted(told & self.triton.model_fields_set)):
+            raise ValueError(f"triton.{said[0]} is not to be said: it follows from the checkpoint")
+        own = self.speech.voices
+        for name in (self.speech.voice, *own):
+            if own.get(name, name) not in self.checkpoint.voices:
+                raise ValueError(f"the voice '{name}' is none of checkpoint.voices")
+        if self.speech.instructions:
+            raise ValueError(f"the family {self.family} cannot be told how to speak")
+        return self
+
+    @property
+    def seat(self) -> TritonSpeech:
+        """What speaks for it at a model server."""
+        seat = self.triton or TritonSpeech()
+        if self.checkpoint is None:
+            return seat
+        rate_hz, speed = self.checkpoint.sample_rate_hz, SPOKEN[self.family]
+        return seat.model_copy(update={"model": self.id, "sample_rate_hz": rate_hz, "speed": speed})
+
+    @property
+    def own_voices(self) -> list[Voice]:
+        """Those of its checkpoint, by id; none where the engine knows them itself."""
+        told = self.checkpoint.voices if self.checkpoint else {}
+        return sorted(
+            (Voice(id, each.name or id, each.language, each.gender) for id, each in told.items()),
+            key=lambda voice: voice.id,
+        )
 
     def device_ms(self, chars: int) -> int:
         """What a text of so many characters is estimated to take."""

@@ -411,6 +411,19 @@ async def test_triton_is_killed_while_somebody_listens(
     )
 
 
+async def test_a_neural_voice_without_a_triton_is_not_served(
+    settings: StackSettings, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running_ingress(settings.model_copy(update={"speech": ["mms-tts-eng", "espeak"]})) as url:
+        headers = {"authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as http:
+            cards = {each["id"] for each in (await http.get("/v1/models")).json()["data"]}
+            assert ("espeak" in cards, "mms-tts-eng" in cards) == (True, False)
+            assert (await http.post("/v1/audio/speech", json={"input": FOX})).status_code == 200
+    assert "'mms-tts-eng' is not served: a Triton server speaks for it" in caplog.text
+    assert "REELSERVE_TRITON_URL" in caplog.text
+
+
 async def test_a_triton_that_is_not_there_is_said_before_anything_is_paid(
     settings: StackSettings, redis: Redis, key: str
 ) -> None:

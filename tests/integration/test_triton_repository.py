@@ -14,7 +14,7 @@ import pytest_asyncio
 from PIL import Image
 
 from serving.models.espeak import espeak
-from serving.models.espeak_speaker import EspeakSpeaker
+from serving.models.local_speaker import LocalSpeaker
 from serving.models.triton import TritonServer
 from serving.models.triton_speaker import TritonSpeaker
 from serving.plan.errors import InvalidRequest, ModelServerLost
@@ -78,7 +78,7 @@ async def test_every_model_is_what_its_callers_rely_on(
 
 @pytest.mark.asyncio
 async def test_speech_is_the_same_through_triton_and_in_process(speaker: TritonSpeaker) -> None:
-    local = EspeakSpeaker()
+    local = LocalSpeaker(espeak())
     try:
         assert await speaker.voices() == await local.voices()
         for voice in ("en-us", "de+f3"):
@@ -93,7 +93,7 @@ async def test_speech_is_the_same_through_triton_and_in_process(speaker: TritonS
 
 @pytest.mark.asyncio
 async def test_a_voice_there_is_not_is_the_callers_mistake(speaker: TritonSpeaker) -> None:
-    for each in (speaker, EspeakSpeaker()):
+    for each in (speaker, LocalSpeaker(espeak())):
         with pytest.raises(InvalidRequest, match="no voice 'en-xx'"):
             await said(each, TEXT, "en-xx")
 
@@ -143,7 +143,7 @@ async def test_a_text_goes_on_after_its_server_was_killed(
     """Sentence by sentence what it is without: nothing is missing and nothing is heard twice."""
     # Of two lengths, so that one too many or too few would be noticed.
     text = [f"Sentence {n}" + n % 2 * " is longer than the one before." for n in range(600)]
-    whole = EspeakSpeaker()
+    whole = LocalSpeaker(espeak())
     heard: list[bytes] = []
     restarts: asyncio.Task[None] | None = None
     async with aclosing(speaker.speak(text, "en-us", 1.0)) as spoken:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from serving.models import espeak as module
-from serving.models.espeak import VARIANTS, Espeak, Library, espeak, spoken_speed
-from serving.models.espeak_speaker import EspeakSpeaker
+from serving.models.espeak import VARIANTS, Espeak, Library, espeak
+from serving.models.local_speaker import LocalSpeaker
 from serving.plan.errors import ConfigError, InvalidRequest
 from tests.tools import ROOT
 
@@ -56,9 +56,9 @@ def test_a_voice_there_is_not_is_refused() -> None:
 def test_speed_is_how_fast_words_come() -> None:
     normal, double = (seconds(espeak().say(SENTENCE, "en-us", speed)) for speed in (1.0, 2.0))
     assert double == pytest.approx(normal / 2, rel=0.15)
-    assert spoken_speed(1.5) == 1.5
-    assert spoken_speed(4) == pytest.approx(450 / 175)
-    assert spoken_speed(0.25) == pytest.approx(80 / 175)
+    assert espeak().spoken_speed(1.5) == 1.5
+    assert espeak().spoken_speed(4) == pytest.approx(450 / 175)
+    assert espeak().spoken_speed(0.25) == pytest.approx(80 / 175)
 
 
 def test_text_is_text_whatever_is_in_it() -> None:
@@ -76,7 +76,7 @@ def test_a_sentence_that_nobody_wants_ends_early() -> None:
 
 @pytest.mark.asyncio
 async def test_callers_take_turns_sentence_by_sentence() -> None:
-    speaker, order = EspeakSpeaker(), []
+    speaker, order = LocalSpeaker(espeak()), []
 
     async def listen(name: str) -> None:
         async with aclosing(speaker.speak(["One."] * 5, "en-us", 1.0)) as spoken:

@@ -25,6 +25,12 @@ ENTRY: dict[str, Any] = {
     "triton": {"url": "triton:8001"},
     "cost": {"s_per_kchar": 2.0},
 }
+CHECKPOINT: dict[str, Any] = {
+    "weights": {"hub": "someone/nora"},
+    "sample_rate_hz": 16_000,
+    "voices": {"nora": {"language": "en"}},
+}
+NEURAL: dict[str, Any] = {"family": "vits", "triton": None, "checkpoint": CHECKPOINT}
 
 
 def written(folder: Path, **changes: Any) -> Path:
@@ -64,7 +70,20 @@ def test_what_it_takes_and_costs_follows_the_characters(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"triton": None}, "family triton needs a 'triton' section"),
-        ({"family": "piper"}, "family: Input should be 'espeak' or 'triton'"),
+        ({"family": "piper"}, "family: Input should be 'espeak', 'triton', 'vits' or 'bark'"),
+        ({"family": "vits"}, "families vits, bark need a 'checkpoint'"),
+        ({"checkpoint": CHECKPOINT}, "and no other has one"),
+        ({**NEURAL, "checkpoint": {**CHECKPOINT, "voices": {}}}, "checkpoint.voices: Dict"),
+        ({**NEURAL, "speech": {"voice": "otto"}}, "the voice 'otto' is none of checkpoint.voices"),
+        (
+            {**NEURAL, "speech": {"voice": "nora", "voices": {"alloy": "otto"}}},
+            "the voice 'alloy' is none of checkpoint.voices",
+        ),
+        (
+            {**NEURAL, "speech": {"voice": "nora", "instructions": True}},
+            "the family vits cannot be told how to speak",
+        ),
+        ({**NEURAL, "triton": {"url": "a:1", "model": "b"}}, "triton.model is not to be said"),
         ({"speech": {}}, "speech.voice: Field required"),
         ({"speech": {"voice": "a", "pitch": 1}}, "speech.pitch: Extra inputs are not permitted"),
         ({"speech": {"voice": "a", "speed": {"default": 9, "min": 1, "max": 2}}}, "not within"),
@@ -78,6 +97,16 @@ def test_a_mistake_names_the_file_and_the_field(
         load_speech([written(tmp_path, **changes)])
     assert "entry.yaml" in raised.value.message
     assert said in raised.value.message
+
+
+def test_a_checkpoint_speaks_at_a_server_as_the_model_of_its_id(tmp_path: Path) -> None:
+    model = load_speech([written(tmp_path, **NEURAL)]).models["nora"]
+    assert (model.seat.url, model.seat.model, model.seat.sample_rate_hz) == (None, "nora", 16_000)
+    assert (model.seat.speed.min, model.seat.speed.max) == (0.5, 2.0)
+    at = {**NEURAL, "triton": {"url": "gpu:8001", "timeout_s": 50}}
+    model = load_speech([written(tmp_path, **at)]).models["nora"]
+    assert (model.seat.url, model.seat.model, model.seat.timeout_s) == ("gpu:8001", "nora", 50)
+    assert [voice.name for voice in model.own_voices] == ["nora"]
 
 
 def test_names_are_of_one_model_each() -> None:

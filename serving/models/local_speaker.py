@@ -1,4 +1,4 @@
-"""Speech by espeak-ng in this process: for a machine without Triton."""
+"""Speech in this process, by one engine."""
 
 from __future__ import annotations
 
@@ -7,27 +7,23 @@ import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from serving.models.espeak import espeak, spoken_speed
-from serving.plan.speech import Voice
+from serving.plan.speech import SpeechEngine, Voice, cannot_be_told
 
 
-class EspeakSpeaker:
+class LocalSpeaker:
     """A :class:`~serving.plan.speech.Speaker`. Sentences are said one at a time, on a thread of its
-    own, in the order in which anybody asked for them: so callers take turns.
+    own, in the order in which anybody asked for them: so callers take turns."""
 
-    :class:`ConfigError` where there is no espeak-ng.
-    """
-
-    def __init__(self) -> None:
-        self._engine = espeak()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="espeak")
+    def __init__(self, engine: SpeechEngine) -> None:
+        self._engine = engine
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="speech")
 
     @property
     def sample_rate_hz(self) -> int:
         return self._engine.sample_rate_hz
 
     def spoken_speed(self, speed: float) -> float:
-        return spoken_speed(speed)
+        return self._engine.spoken_speed(speed)
 
     async def voices(self) -> Sequence[Voice]:
         return self._engine.voices
@@ -36,8 +32,10 @@ class EspeakSpeaker:
         return True
 
     async def speak(
-        self, sentences: Sequence[str], voice: str, speed: float
+        self, sentences: Sequence[str], voice: str, speed: float, instructions: str = ""
     ) -> AsyncGenerator[bytes, None]:
+        if instructions:
+            raise cannot_be_told()
         self._engine.check_voice(voice)
         loop, stopped = asyncio.get_running_loop(), threading.Event()
 
