@@ -1,4 +1,4 @@
-"""Reads the ingress's metrics where there is no Prometheus to do it."""
+"""Reads metrics, of the ingress and of Triton servers, where there is no Prometheus to do it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _scrape_forever(url: str, latest: _Latest) -> None:
             try:
                 answer = client.get(url)
                 answer.raise_for_status()
-                latest.value = began, from_text(answer.text)
+                latest.value = began, from_text(answer.text, time.time())
                 silent = False
             except (httpx.HTTPError, ValueError) as error:
                 if not silent:

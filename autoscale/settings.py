@@ -26,6 +26,11 @@ class AutoscaleSettings(BaseSettings):
     exporter_url: str | None = Field(
         None, description="where the ingress's metrics are; default: the stack's own port"
     )
+    triton_exporter_urls: list[str] = Field(
+        [],
+        description="where Triton servers' metrics are, as JSON; default: port 8002 of each server "
+        "that the catalog scales",
+    )
     gpus_max: PositiveFloat | Literal["cluster"] | None = Field(
         None,
         description="of all pools; cluster: as many as it has, where nobody adds any",

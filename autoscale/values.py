@@ -45,12 +45,26 @@ class Scaling:
 
 
 @dataclass(frozen=True)
+class Server:
+    """A model server that does the work of a pool, in place of replicas of ours. Whoever runs it
+    may follow what is decided.
+
+    ``model`` is its name there, and a request takes ``request_s`` by the catalog. ``leased``: each
+    request of ours holds a lease for as long as it is there, so that it is in flight already.
+    """
+
+    model: str
+    request_s: float
+    leased: bool = False
+
+
+@dataclass(frozen=True)
 class Pool:
     """What does not change between decisions.
 
     ``objectives_s`` is by class, the first to be served first, how long a job may wait for its
     first step. A replica takes ``gpus`` and ``cpus``; its work is worth ``price`` (of any unit that
-    all pools share) for each second of a device.
+    all pools share) for each second of a device. A ``server`` does its work, or replicas of ours.
     """
 
     name: str
@@ -59,6 +73,7 @@ class Pool:
     gpus: float = 0.0
     cpus: float = 0.0
     price: float = 1.0
+    server: Server | None = None
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,14 @@ from deployments.connections import open_redis
 from deployments.ingress import Ingress
 from deployments.replica import ModelReplica
 from deployments.settings import StackSettings
+from deployments.speech_replica import SpeechReplica
+from deployments.speech_worker import DRAIN_S
 from serving.jobs import Cell, CostStore
 from serving.plan.catalog import Model
 from serving.plan.costs import CostModel
 from serving.plan.drain import drain_s
 from serving.plan.errors import ConfigError, ServiceUnavailable
+from serving.plan.speech_model import SpeechModel
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +62,14 @@ it whenever a deployment changes, in the middle of a spike too."""
 
 def build(args: Mapping[str, str]) -> Application:
     """What the config's ``import_path`` names. Serve calls it in a process of the cluster."""
-    catalog = StackSettings.load().catalog()
+    settings = StackSettings.load()
     pools = [
-        serve.deployment(name=model.id)(ModelReplica).bind(model.id)
-        for model in catalog.models.values()
+        serve.deployment(name=name)(replica).bind(name)
+        for replica, names in (
+            (ModelReplica, settings.catalog().models),
+            (SpeechReplica, settings.speech_catalog().models),
+        )
+        for name in names
     ]
     return serve.deployment(name="ingress")(serve.ingress()(Ingress)).bind(pools)
 
@@ -79,6 +86,7 @@ def serve_config(
     """
     learned = learned or {}
     models = [*settings.catalog().models.values()]
+    speak = [*settings.speech_catalog().models.values()]
     scales = scales or AutoscaleSettings()
     ingress = {
         "name": "ingress",
@@ -87,10 +95,20 @@ def serve_config(
         "ray_actor_options": {
             "num_cpus": 0.1,
             "resources": {INGRESS_NODE_TYPE: NODE_SHARE},
-            "runtime_env": _version_env(*models),
+            "runtime_env": _version_env(*models, *speak),
         },
     }
-    pools = [_pool(model, learned.get(model.id, ()), scales.enabled) for model in models]
+    pools = [
+        *(
+            _pool(
+                model,
+                leave_s=drain_s(model, learned.get(model.id, ())),
+                scales=scales.enabled and model.scaling is not None,
+            )
+            for model in models
+        ),
+        *(_pool(model, leave_s=DRAIN_S, scales=False) for model in speak),
+    ]
     app: dict[str, Any] = {
         "name": APP_NAME,
         "route_prefix": "/",
@@ -109,15 +127,16 @@ def logging_config(settings: StackSettings) -> dict[str, Any]:
     return {"encoding": encoding, "enable_access_log": False}
 
 
-def _pool(model: Model, learned: Sequence[CostModel], scales: bool) -> dict[str, Any]:
+def _pool(model: Model | SpeechModel, *, leave_s: float, scales: bool) -> dict[str, Any]:
+    """``leave_s``: how long a replica may take to leave; ``scales``: whether the policy says how
+    many there are."""
     place = model.placement
-    scaled = model.scaling if scales else None
     return {
         "name": model.id,
-        **({"autoscaling_config": AUTOSCALING} if scaled else {"num_replicas": place.replicas}),
+        **({"autoscaling_config": AUTOSCALING} if scales else {"num_replicas": place.replicas}),
         # The worker stops leasing in its drain hook, so Serve should get there at once.
         "graceful_shutdown_wait_loop_s": 0.1,
-        "graceful_shutdown_timeout_s": shutdown_s(model, learned),
+        "graceful_shutdown_timeout_s": leave_s + SHUTDOWN_MARGIN_S,
         "health_check_period_s": 2,
         "health_check_timeout_s": 10,
         "ray_actor_options": {
@@ -129,20 +148,24 @@ def _pool(model: Model, learned: Sequence[CostModel], scales: bool) -> dict[str,
     }
 
 
-def shutdown_s(model: Model, learned: Sequence[CostModel] = ()) -> float:
-    """After this, Serve kills a replica that was told to stop."""
-    return drain_s(model, learned) + SHUTDOWN_MARGIN_S
+def shutdown_s(model: Model | SpeechModel) -> float:
+    """After this, Serve kills a replica that was told to stop, before anything was learned."""
+    leave_s = drain_s(model) if isinstance(model, Model) else DRAIN_S
+    return leave_s + SHUTDOWN_MARGIN_S
 
 
-def _version_env(*models: Model) -> dict[str, Any]:
+def _version_env(*models: Model | SpeechModel) -> dict[str, Any]:
     """Serve replaces replicas whose options changed; this makes a model's change one of them."""
     return {"env_vars": {"REELSERVE_CATALOG_VERSION": " ".join(map(model_version, models))}}
 
 
-def model_version(model: Model) -> str:
+def model_version(model: Model | SpeechModel) -> str:
     """What replicas of a model must be replaced for: anything but their number."""
     place = model.placement.model_copy(update={"replicas": 1})
     same = model.model_copy(update={"placement": place, "scaling": None})
+    if isinstance(same, Model) and same.upscaler:
+        seat = same.upscaler.model_copy(update={"scaling": None})
+        same = same.model_copy(update={"upscaler": seat})
     text = f"{version('reelserve')} {same!r}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

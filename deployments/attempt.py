@@ -10,16 +10,6 @@ from types import TracebackType
 from typing import Self
 
 from serving import context
-from serving.engine import (
-    Began,
-    Decoded,
-    Denoised,
-    Dropped,
-    Event,
-    Failed,
-    Stepped,
-    Yielded,
-)
 from serving.jobs import Lease
 from serving.tracing import NO_SPAN, Attributes, Tracer
 
@@ -44,7 +34,7 @@ class Attempt:
     """Use as a context manager around the whole attempt, and say how it ``ended``.
 
     The spans go under that of the job's submission: ``queue``, by Redis's clock, until the lease;
-    ``lease``, until the end; and in this ``encode``, ``denoise``, ``decode`` and ``deliver``.
+    ``lease``, until the end; and in this its stages, one after another.
     """
 
     def __init__(self, lease: Lease, tracer: Tracer, step: int) -> None:
@@ -52,7 +42,6 @@ class Attempt:
         self._tracer = tracer
         self._step = step
         self._drained_at: int | None = None
-        self._rows_max = 0
         self._leased_ms = job.created_ms + lease.waited_ms
         self._began = time.monotonic()
         self._span = self._stage = NO_SPAN
@@ -100,26 +89,15 @@ class Attempt:
         """Its replica begins to drain, when it has made so many steps."""
         self._drained_at = step
 
-    def saw(self, event: Event) -> None:
-        """The engine got this far with it, just now."""
-        match event:
-            case Began():
-                self._step = event.step
-                self._encoded(event.encode_s)
-                self._next("denoise" if self._denoises else "decode")
-                self._stage.set({"from_step": event.step})
-            case Stepped():
-                self._step, self._rows_max = event.step, max(self._rows_max, event.rows)
-            case Denoised():
-                self._next("decode")
-            case Decoded() | Yielded() | Dropped():
-                self._close_stage()
-            case Failed():
-                self._close_stage(error=type(event.error).__name__)
+    def got_to(self, step: int) -> None:
+        """It has made so many steps."""
+        self._step = step
 
-    def delivers(self) -> None:
-        """Its frames are all there; what follows is to store them, and to record it."""
-        self._next("deliver")
+    def begins(self, stage: str) -> None:
+        """A stage begins, where the one before ends: the last is ``deliver``, to store what was
+        made and to record it."""
+        self._close_stage()
+        self._stage = self._tracer.under(self._span, stage)
 
     @property
     def _late(self) -> str:
@@ -127,21 +105,5 @@ class Attempt:
             return ""
         return f", {self._step - self._drained_at} of its steps made in the drain"
 
-    @property
-    def _denoises(self) -> bool:
-        return self._step < self._job.spec.steps
-
-    def _encoded(self, encode_s: float) -> None:
-        now_ms = 1000 * time.time()
-        self._tracer.under(self._span, "encode", at_ms=now_ms - 1000 * encode_s).end(at_ms=now_ms)
-
-    def _next(self, name: str) -> None:
-        self._close_stage()
-        self._stage = self._tracer.under(self._span, name)
-
     def _close_stage(self, error: str = "") -> None:
-        if self._rows_max:  # it was denoising
-            rows = {"rows": self._job.spec.rows, "forward_rows_max": self._rows_max}
-            self._stage.set({"step": self._step, **rows})
-            self._rows_max = 0
         self._stage.end(error=error)

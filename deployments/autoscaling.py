@@ -20,7 +20,7 @@ import ray
 
 from autoscale.adapter import Plan, ReplicaPolicy
 from autoscale.settings import AutoscaleSettings
-from autoscale.values import Budget, Decision, Pool, Scaling
+from autoscale.values import Budget, Decision, Pool, Scaling, Server
 from deployments.connections import open_redis
 from deployments.logs import set_up_logs
 from deployments.settings import StackSettings
@@ -31,6 +31,7 @@ from serving.plan.clip import ClipSpec
 from serving.plan.costs import CostModel
 from serving.plan.errors import ConfigError, ServiceUnavailable
 from serving.plan.price import price
+from serving.plan.served import ServedPool
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ POLICY = "deployments.autoscaling:ClusterPolicy"
 RELAXED_S = 900.0
 """Jobs of a class without an objective begin within this, as far as replicas can help."""
 LOOK_EVERY_S = 2.0
+TRITON_METRICS_PORT = 8002
 
 
 class ClusterPolicy(ReplicaPolicy):
@@ -52,6 +54,7 @@ class ClusterPolicy(ReplicaPolicy):
             plan=CatalogPlan(stack, settings).current,
             publish=publisher.publish,
             exporter_url=settings.exporter_url or f"{stack.url}/metrics",
+            server_urls=settings.triton_exporter_urls or _exporters(stack),
             prometheus_url=settings.prometheus_url,
             matchers=settings.prometheus_matchers,
         )
@@ -93,7 +96,8 @@ class CatalogPlan:
 
     def _read(self) -> Sequence[Pool]:
         models = self._stack.catalog().models.values()
-        return [pool_of(each, each.scaling) for each in models if each.scaling]
+        ours = [pool_of(each, each.scaling) for each in models if each.scaling]
+        return [*ours, *map(served_pool, self._stack.served_pools().values())]
 
     def _budget(self) -> Budget:
         gpus = self._settings.gpus_max
@@ -162,6 +166,22 @@ def pool_of(model: Model, scaling: ScalingPolicy) -> Pool:
         cpus=model.placement.num_cpus,
         price=price_per_s(model),
     )
+
+
+def served_pool(served: ServedPool) -> Pool:
+    """What a model server does, as the policy sees it. It takes nothing of what we share out."""
+    return Pool(
+        name=served.id,
+        scaling=Scaling(**served.scaling.model_dump()),
+        objectives_s={name: each or RELAXED_S for name, each in served.objectives_s.items()},
+        server=Server(served.model, served.request_s, served.leased),
+    )
+
+
+def _exporters(stack: StackSettings) -> list[str]:
+    """Where the servers' own metrics are, unless somebody moved them."""
+    hosts = {served.url.rpartition(":")[0] for served in stack.served_pools().values()}
+    return [f"http://{host}:{TRITON_METRICS_PORT}/metrics" for host in sorted(hosts)]
 
 
 def price_per_s(model: Model) -> float:

@@ -41,7 +41,7 @@ async def load_checkpoint(store: ArtifactStore, job: Job, fingerprint: str) -> S
         data = b"".join([part async for part in store.read(job.checkpoint)])
     except ArtifactMissing:
         raise CheckpointError(f"{job.checkpoint} is not in the store") from None
-    return await asyncio.to_thread(unpack, data, job.spec, fingerprint)
+    return await asyncio.to_thread(unpack, data, job.clip, fingerprint)
 
 
 class Held:

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from deployments.scratch import scratch_folder
 from serving.media import ArtifactStore, StillsCollector, VideoWriter
 from serving.models.family import Frames
 from serving.plan.clip import ClipSpec
-
-PREFIX = "reelserve-clip-"
-
-
-def remove_orphans() -> None:
-    """Remove the half-made clips of processes of this machine that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
-        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except (PermissionError, ValueError):
-            pass  # somebody else's
 
 
 class ClipFiles:
@@ -38,7 +22,7 @@ class ClipFiles:
 
     def __init__(self, spec: ClipSpec) -> None:
         self._spec = spec
-        self._folder = tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-")
+        self._folder = scratch_folder()
         self._path = Path(self._folder.name) / "video.mp4"
         self._video = VideoWriter(self._path, width=spec.width, height=spec.height, fps=spec.fps)
         self._stills = StillsCollector(spec.frames, clip_size=(spec.width, spec.height))

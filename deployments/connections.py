@@ -118,6 +118,7 @@ async def open_services(
             autoscaling=AutoscaleSettings().enabled,
             tracer=backends.tracer,
             speech=speech,
+            served=settings.served_pools(),
         )
     finally:
         await end(housekeeping)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from serving.plan.errors import ServiceUnavailable
 
@@ -31,13 +31,13 @@ async def until_answered(write: Callable[[], Awaitable[T]]) -> T:
             delay_s = min(RETRY_S_MAX, delay_s * 2)
 
 
-async def end(*tasks: asyncio.Task[None]) -> None:
+async def end(*tasks: asyncio.Task[Any]) -> None:
     """Cancel these until they have ended, however they do.
 
     A client library may swallow a cancellation that comes at the moment when what it waits for is
     there. Then the task goes on, and whoever cancelled it once would wait for ever.
     """
-    left: set[asyncio.Task[None]] = set(tasks)
+    left: set[asyncio.Task[Any]] = set(tasks)
     while left:
         for task in left:
             task.cancel()

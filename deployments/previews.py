@@ -39,7 +39,7 @@ class Previews:
     async def _store_one(self, picture: Frame, step: int) -> None:
         # In place of this attempt's last one: whoever reads it has that one or this one, whole.
         key = f"{self._job.id}/previews/{self._job.fence}.jpg"
-        size = (self._job.spec.width, self._job.spec.height)
+        size = (self._job.clip.width, self._job.clip.height)
         try:
             data = await asyncio.to_thread(preview_jpeg, picture, clip_size=size)
             await self._store.put_bytes(key, data, CONTENT_TYPE)

@@ -1,19 +1,21 @@
-"""One leased job, from its lease to its end."""
+"""One leased job on the engine."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from deployments.attempt import Attempt, Outcome
 from deployments.checkpoints import Held, load_checkpoint, save_checkpoint
 from deployments.clip_files import ClipFiles
+from deployments.engine_attempt import EngineAttempt
+from deployments.leased_run import LeasedRun
 from deployments.patience import until_answered
 from deployments.previews import Previews
+from deployments.upscaling import Upscaling
 from serving.engine import (
     Began,
     Decoded,
@@ -30,39 +32,35 @@ from serving.engine import (
     Stepped,
     Yielded,
 )
-from serving.jobs import Lease, Leases, Phase, Resident
-from serving.media import ArtifactStore, EncodeError, StoreError, StoreUnavailable
+from serving.jobs import Lease, Leases, Phase
+from serving.media import ArtifactStore, StoreError, StoreUnavailable
 from serving.models.family import Frames
-from serving.plan.costs import CostModel, output_pixels, rendered_pixels
+from serving.models.triton_upscaler import TritonUpscaler
+from serving.plan.costs import CostModel, output_pixels, rendered_pixels, upscaled_pixels
 from serving.plan.errors import (
     CheckpointError,
-    DeliveryFailed,
     GenerationError,
     ModelFailed,
     ServiceUnavailable,
     StaleLease,
 )
-from serving.plan.rank import Contender, worth_preempting
+from serving.plan.rank import Contender
 from serving.tracing import NO_TRACER, Tracer
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 0.25
-"""Progress is written at most this often; steps may take a millisecond."""
 LEASE_PER_STAGE = 20
 """A lease outlives this many estimated steps, so that a slow one does not lose its job."""
-STORE_PATIENCE_S = 120.0
-STORE_PAUSE_S = 1.0
-
-T = TypeVar("T")
 
 
-class JobRun:
+class JobRun(LeasedRun):
     """Follows one job through the engine and delivers its clip.
 
-    The engine's events arrive by :meth:`receive`. ``left_engine`` is called once, when the
-    engine is done with the job and only delivery remains.
+    The engine's events arrive by :meth:`receive`.
     """
+
+    postpones = (EngineClosed, StoreUnavailable, ServiceUnavailable)
+    _attempt: EngineAttempt
 
     def __init__(
         self,
@@ -75,37 +73,27 @@ class JobRun:
         store: ArtifactStore,
         held: Held,
         engine: Engine,
-        left_engine: Callable[[], None],
+        left_slot: Callable[[], None],
         tracer: Tracer = NO_TRACER,
+        upscaler: TritonUpscaler | None = None,
     ) -> None:
-        self.job = lease.job
-        self._attempt = Attempt(lease, tracer, lease.job.checkpoint_step)
-        self._began = time.monotonic()
-        self._created_s = self._began - lease.waited_ms / 1000
+        attempt = EngineAttempt(lease, tracer, lease.job.checkpoint_step)
+        super().__init__(lease, attempt, leases=leases, store=store, left_slot=left_slot)
         self._costs = costs
-        self._estimate = costs.estimate(self.job.spec)
-        self.tokens = self.job.spec.tokens(costs.model)
+        self._estimate = costs.estimate(self.job.clip)
+        self.tokens = self.job.clip.tokens(costs.model)
         self._deliver_s = 0.0
         self._fingerprint = fingerprint
         self._lease_s_min = lease_s_min
-        self._leases = leases
-        self._store = store
         self._held = held
         self._engine = engine
-        self._left_engine = left_engine
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._keeping: asyncio.Task[None] | None = None
+        self._upscaler = upscaler
+        self._upscaling: Upscaling | None = None
         self._previews = Previews(self.job, leases, store)
-        self._stages: dict[str, float] = {}
-        self._heartbeat_at = 0.0
-        self._phase = Phase.ENCODE
-        self._released = False
         self._in_engine = False
-        self._preempted = False
-        self._holding = False
-        self._step = self.job.checkpoint_step
         self._step_s = 0.0
-        self._spent_s = 0.0
 
     @property
     def lease_s(self) -> float:
@@ -117,13 +105,8 @@ class JobRun:
     @property
     def compile_s(self) -> float:
         """How long the engine may be busy with compiling for this run."""
-        denoises = not self._released and self._step < self.job.spec.steps
+        denoises = not self._released and self._step < self.job.clip.steps
         return self._costs.compile_s(self.tokens) if denoises else 0.0
-
-    @property
-    def id(self) -> str:
-        """Names this attempt: the fence sets it apart from an earlier one still winding down."""
-        return f"{self.job.id}/{self.job.fence}"
 
     def drains(self, step: int) -> None:
         """The replica leaves, and has asked the engine to give the job back at this step."""
@@ -132,116 +115,35 @@ class JobRun:
     def receive(self, event: Event) -> None:
         self._attempt.saw(event)
         self._events.put_nowait(event)
-
-    # Its place among others.
-
-    @property
-    def resident(self) -> Resident | None:
-        """What the next lease must know of it; None once the engine is done with it."""
-        if self._released:
-            return None
-        return Resident(
-            self.job.id, self.job.fence, self._left_ms, self._switch_ms, denoises=self.denoises
-        )
-
-    @property
-    def denoises(self) -> bool:
-        """Whether it has steps left."""
-        return not self._released and self._step < self.job.spec.steps
-
-    def gives_way_to(self, other: Contender, now_ms: int, quantum_s: float) -> bool:
-        """Whether it is worth asking to run ``other`` in its place; times are Redis's."""
-        left_ms = self._left_ms
-        return self.denoises and worth_preempting(
-            other,
-            Contender(self.job.created_ms, self.job.est_device_ms, left_ms, self.job.seat),
-            now_ms,
-            free_ms=left_ms,
-            ran_ms=1000 * (time.monotonic() - self._began),
-            preemptions=self.job.preempted,
-            quantum_ms=1000 * quantum_s,
-            cost_ms=self._switch_ms,
-        )
+        if isinstance(event, Decoded):  # frames that still wait here keep nobody from the device
+            self._release()
 
     def preempt(self) -> None:
-        """Stop at the next boundary and go back to the queue, for a job that goes first."""
         self._preempted = True
         if self._in_engine:
             self._engine.yield_(self.id)
 
-    @property
-    def _left_ms(self) -> int:
-        """Of the estimate, so that a job that shares its steps does not seem a longer one."""
-        return self._left_after(self._step)
-
-    def _left_after(self, step: int) -> int:
-        return max(1, round(self.job.est_device_ms * self._estimate.left_share(step)))
+    def _left_share(self, step: int) -> float:
+        return self._estimate.left_share(step)
 
     @property
     def _switch_ms(self) -> int:
-        """Device time it costs to go on elsewhere: the prompt is encoded again."""
+        # The prompt is encoded again.
         return round(1000 * self._estimate.encode_s)
-
-    async def serve(self) -> None:
-        """Run the job to its end and record how it ended. Never raises."""
-        with self._attempt:
-            await self._serve()
 
     async def _serve(self) -> None:
         try:
-            self._attempt.ended(await self._generate())
-        except StaleLease:
-            self._attempt.ended(Outcome.STALE)
-            log.info("%s is no longer ours", self.id)
-            await self._discard()
-        except GenerationError as error:
-            log.warning("%s failed: %s", self.id, error)
-            await self._fail(error)
-        except Exception as error:
-            # A defect of ours: the job fails alone, and says so, rather than hang.
-            log.exception("%s failed unexpectedly", self.id)
-            await self._fail(ModelFailed(f"Unexpected {type(error).__name__}."))
+            await super()._serve()
         finally:
             if self._keeping:  # it removes what it stores for a job that is no longer ours
                 await asyncio.gather(self._keeping, return_exceptions=True)
             await self._previews.settled()
 
-    async def _generate(self) -> Outcome:
-        """From the lease to the stored clip, or to the job's return to the queue."""
-        try:
-            result = await self._run_and_store()
-        except (EngineClosed, StoreUnavailable) as error:
-            # Whoever takes it next goes on from what is saved, final latents included.
-            log.warning("%s goes back: %s", self.id, error or "the engine is closing")
-            result = None
-        except (EncodeError, StoreError, OSError) as error:
-            raise DeliveryFailed(
-                "The clip could not be encoded or stored. Submit it again; if it happens "
-                "again, tell the operator."
-            ) from error
-        finally:
-            self._release_engine()
-        if result is None:
-            await until_answered(
-                lambda: self._leases.give_back(
-                    self.job, holding=self._holding, spent_ms=self._spent_ms, step=self._step
-                )
-            )
-            return Outcome.PREEMPTED if self._preempted else Outcome.YIELDED
-        result["stages"] = self._stages
-        complete = partial(self._leases.complete, self.job, result, spent_ms=self._spent_ms)
-        await until_answered(complete)
-        try:
-            await self._remove_leftovers()
-        except Exception:
-            log.exception("%s: leftovers stay until the job is forgotten", self.id)
-        return Outcome.COMPLETED
-
-    async def _run_and_store(self) -> dict[str, Any] | None:
-        """What the job's result records; None if the run yielded."""
-        with ClipFiles(self.job.spec) as files:
+    async def _make_and_store(self) -> dict[str, Any] | None:
+        self._upscaling = self._open_upscaling()
+        with ClipFiles(self.job.clip) as files:
             self._engine.submit(
-                self.id, self.job.spec, await self._resume(), contender=self._contender
+                self.id, self.job.clip, await self._resume(), contender=self._contender
             )
             self._in_engine = True
             if self._preempted:  # while it was being loaded
@@ -249,14 +151,18 @@ class JobRun:
             finished = await self._follow(files)
             if self._keeping:
                 await self._keeping
-            self._release_engine()
+            self._release()
             if not finished:
                 return None
-            self._attempt.delivers()
+            self._attempt.begins("deliver")
             began = time.perf_counter()
-            result = dict(await self._patiently(lambda: self._upload(files)))
+            result = dict(await self._patiently(lambda: self._upload(files), Phase.STORE))
             self._stages["store_s"] = time.perf_counter() - began
-            self._costs.observe_deliver(output_pixels(self.job.spec), self._deliver_s)
+            self._costs.observe_deliver(output_pixels(self.job.clip), self._deliver_s)
+            if self._upscaling:
+                self._stages["upscale_s"] = self._upscaling.spent_s
+                made = upscaled_pixels(self.job.clip)
+                self._costs.observe_upscale(made, self._upscaling.spent_s)
             return result
 
     @property
@@ -264,6 +170,28 @@ class JobRun:
         """By the engine's clock."""
         job = self.job
         return Contender(1000 * self._created_s, job.est_device_ms, self._left_ms, job.seat)
+
+    def _open_upscaling(self) -> Upscaling | None:
+        if self.job.clip.upscale == 1:
+            return None
+        if self._upscaler is None:  # the catalog was edited since
+            raise ModelFailed(
+                "The clip was to be upscaled, which this model no longer offers. Submit it again "
+                "without 'upscale'."
+            )
+        return Upscaling(
+            self._upscaler, lambda: self._heartbeat(Phase.UPSCALE), lambda: self._engine.closing
+        )
+
+    async def _take(self, files: ClipFiles, frames: Frames) -> None:
+        """Frames as they were decoded."""
+        if self._upscaling is None:
+            await self._write(files, frames)
+            await self._heartbeat_if_due(Phase.DECODE)
+            return
+        async for upscaled in self._upscaling.of(frames):
+            await self._write(files, upscaled)
+            await self._heartbeat_if_due(Phase.UPSCALE)
 
     async def _write(self, files: ClipFiles, frames: Frames) -> None:
         began = time.perf_counter()
@@ -276,26 +204,10 @@ class JobRun:
         self._deliver_s += time.perf_counter() - began
         return result
 
-    async def _patiently(self, use: Callable[[], Awaitable[T]]) -> T:
-        """Use the store; one that is away is asked again for a while, and the lease is kept."""
-        deadline = time.monotonic() + STORE_PATIENCE_S
-        phase = Phase.STORE if self._stages else Phase.ENCODE
-        while True:
-            await self._heartbeat(phase)
-            try:
-                return await use()
-            except StoreUnavailable as error:
-                if time.monotonic() > deadline:
-                    raise
-                log.warning("%s: the store is away: %s", self.id, error)
-                await asyncio.sleep(min(STORE_PAUSE_S, self.lease_s / 4))
-
-    def _release_engine(self) -> None:
-        """However it came to this, the engine has no more to do for this job."""
+    def _release(self) -> None:
         if not self._released:
-            self._released = True
             self._engine.drop(self.id)
-            self._left_engine()
+        super()._release()
 
     async def _follow(self, files: ClipFiles) -> bool:
         """Follow the engine's events to the last frame; False if the run yielded."""
@@ -323,13 +235,12 @@ class JobRun:
                     self._keep(event.snapshot)
                     await self._heartbeat(Phase.DECODE)
                 case FramesReady():
-                    await self._write(files, event.frames)
-                    await self._heartbeat_if_due(Phase.DECODE)
+                    await self._take(files, event.frames)
                 case Decoded():
                     self._stages.setdefault("denoise_s", 0.0)
                     self._stages["decode_s"] = event.decode_s
                     self._spent_s += event.decode_s
-                    pixels = rendered_pixels(self._costs.model, self.job.spec)
+                    pixels = rendered_pixels(self._costs.model, self.job.clip)
                     self._costs.observe_decode(pixels, event.decode_s)
                     return True
                 case Yielded():
@@ -360,39 +271,15 @@ class JobRun:
         if event.leads and not self._costs.observe_step(self.tokens, event.rows, step_s):
             # What compiling takes beside the step is nobody's in particular.
             step_s = min(step_s, self._estimate.step_s)
-        self._spent_s += step_s * self.job.spec.rows / event.rows
-
-    @property
-    def _spent_ms(self) -> int:
-        """Device time of this lease: of a forward it shared, as much as it had of the rows."""
-        return round(1000 * self._spent_s)
+        self._spent_s += step_s * self.job.clip.rows / event.rows
 
     @property
     def _remaining_ms(self) -> int:
         """From this run's own step time once it has one."""
         step_s = self._step_s or self._estimate.step_s
-        left_s = step_s * (self.job.spec.steps - self._step)
-        return max(1, round(1000 * (left_s + self._estimate.decode_s + self._estimate.deliver_s)))
-
-    async def _heartbeat_if_due(self, phase: Phase) -> None:
-        if time.monotonic() - self._heartbeat_at >= HEARTBEAT_S:
-            await self._heartbeat(phase)
-
-    async def _heartbeat(self, phase: Phase) -> None:
-        """Renew the lease because the run got further. A Redis that is away stops nothing."""
-        self._phase = phase
-        try:
-            await self._leases.heartbeat(
-                self.job,
-                lease_ms=int(1000 * self.lease_s),
-                phase=phase,
-                step=self._step,
-                remaining_ms=self._remaining_ms,
-                spent_ms=self._spent_ms,
-            )
-        except ServiceUnavailable as error:
-            log.warning("%s: heartbeat: %s", self.id, error)
-        self._heartbeat_at = time.monotonic()
+        left_s = step_s * (self.job.clip.steps - self._step)
+        cost = self._estimate
+        return max(1, round(1000 * (left_s + cost.decode_s + cost.upscale_s + cost.deliver_s)))
 
     # Checkpoints.
 
@@ -405,9 +292,8 @@ class JobRun:
             await until_answered(lambda: self._leases.resumed(self.job, from_memory=True))
             return snapshot
         try:
-            snapshot = await self._patiently(
-                lambda: load_checkpoint(self._store, self.job, self._fingerprint)
-            )
+            load = partial(load_checkpoint, self._store, self.job, self._fingerprint)
+            snapshot = await self._patiently(load, Phase.ENCODE)
         except CheckpointError as error:
             log.warning("%s starts over: %s", self.id, error)
             self._step = 0
@@ -449,33 +335,9 @@ class JobRun:
         finally:
             self._engine.kept(self.id)
 
-    # Endings.
-
-    async def _fail(self, error: GenerationError) -> None:
-        try:
-            fail = partial(self._leases.fail, self.job, error, spent_ms=self._spent_ms)
-            await until_answered(fail)
-        except StaleLease:
-            # Perhaps by our own completion: then the files are the clip.
-            log.warning("%s failed after it was no longer ours: %s", self.id, error)
-            self._attempt.ended(Outcome.STALE)
-            return
-        self._attempt.ended(Outcome.FAILED, error.code)
-        await self._discard()
-
-    async def _discard(self) -> None:
-        """Remove the clip files this attempt may have stored: no job refers to them."""
-        try:
-            await self._store.delete_prefix(self.id)
-        except StoreError as error:
-            log.warning("%s: could not discard files: %s", self.id, error)
-
     async def _remove_leftovers(self) -> None:
-        """Once the clip is stored: checkpoints, previews, what earlier attempts may have left."""
         await self._previews.settled()
-        async for info in self._store.list(self.job.id):
-            if not info.key.startswith(f"{self.id}/"):
-                await self._store.delete(info.key)
+        await super()._remove_leftovers()
 
 
 def _as_generation_error(error: Exception) -> GenerationError:

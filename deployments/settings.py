@@ -20,8 +20,9 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from serving.plan.catalog import Catalog, load_catalog
+from serving.plan.catalog import Catalog, Model, load_catalog
 from serving.plan.errors import ConfigError
+from serving.plan.served import ServedPool, served_pools
 from serving.plan.speech_model import SpeechCatalog, load_speech
 
 ENV_PREFIX = "REELSERVE_"
@@ -49,7 +50,7 @@ class StackSettings(BaseSettings):
     models: list[str] = Field(["demo-wan"], min_length=1, description="catalog ids to serve")
     speech: list[str] = Field(["espeak"], description="catalog ids that speak")
     triton_url: str | None = Field(
-        None, description="host:port of a Triton server's gRPC, which speaks for the ingress"
+        None, description="host:port of a Triton server's gRPC, which speaks and upscales"
     )
     ingress_replicas: int = Field(2, ge=1, le=64, description="processes that answer HTTP")
     proxy: Literal["auto", "haproxy", "serve"] = Field(
@@ -108,12 +109,19 @@ class StackSettings(BaseSettings):
         return {f"{ENV_PREFIX}{name.upper()}": _as_text(value) for name, value in plain.items()}
 
     def catalog(self) -> Catalog:
-        """The entries this stack serves, in order; the first is the default model."""
-        return load_catalog(self.catalog_folders).only(self.models)
+        """The entries this stack serves, in order; the first is the default model. An upscaler
+        that names no server is at the stack's own."""
+        served = load_catalog(self.catalog_folders).only(self.models).models.values()
+        return Catalog(_with_upscaler_at(self.triton_url, model) for model in served)
 
     def speech_catalog(self) -> SpeechCatalog:
         """The entries that speak, in order; the first is the default one."""
         return load_speech(self.catalog_folders).only(self.speech)
+
+    def served_pools(self) -> dict[str, ServedPool]:
+        """What model servers do for this stack, where the catalog says how it scales."""
+        speech = self.speech_catalog().models.values()
+        return served_pools(self.catalog().models.values(), speech, self.triton_url)
 
     @property
     def catalog_folders(self) -> list[Path]:
@@ -154,6 +162,13 @@ class StackSettings(BaseSettings):
     @property
     def models_folder(self) -> Path:
         return (self.models_dir or self.data_dir / "models").expanduser()
+
+
+def _with_upscaler_at(url: str | None, model: Model) -> Model:
+    seat = model.upscaler
+    if seat is None or seat.url is not None:
+        return model
+    return model.model_copy(update={"upscaler": seat.model_copy(update={"url": url})})
 
 
 def _read_yaml(file: Path) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What speaks for an ingress: espeak-ng in its process, or models of Triton servers.
+"""What speaks for an ingress or a replica: espeak-ng in its process, or models of Triton servers.
 
 A neural voice never speaks in an ingress, which answers everybody meanwhile.
 """
@@ -31,7 +31,7 @@ async def open_speech(
     async with AsyncExitStack() as stack:
         for model in settings.speech_catalog().models.values():
             try:
-                speakers[model.id] = await open_speaker(model, settings.triton_url, stack)
+                speakers[model.id] = open_speaker(model, settings.triton_url, stack)
             except ConfigError as error:
                 log.warning("the model '%s' is not served: %s", model.id, error.message)
         catalog = SpeechCatalog(
@@ -40,9 +40,7 @@ async def open_speech(
         yield Speech(catalog, speakers, InlineLeases(cell, holder, jobs))
 
 
-async def open_speaker(
-    model: SpeechModel, triton_url: str | None, stack: AsyncExitStack
-) -> Speaker:
+def open_speaker(model: SpeechModel, triton_url: str | None, stack: AsyncExitStack) -> Speaker:
     """What speaks for ``model`` as long as ``stack`` is open; :class:`ConfigError` where nothing on
     this machine can. ``triton_url``: the stack's server, if it has one."""
     # Each needs what not every machine has.
@@ -74,6 +72,26 @@ async def open_speaker(
         instructed=model.speech.instructions,
         patience_s=seat.patience_s,
     )
+
+
+def those_that_speak(settings: StackSettings) -> list[str]:
+    """Ids of the models of the catalog that can speak on this machine."""
+    return [
+        model.id
+        for model in settings.speech_catalog().models.values()
+        if model.seat.url or settings.triton_url or (model.family == "espeak" and _has_espeak())
+    ]
+
+
+def _has_espeak() -> bool:
+    from serving.models.espeak import find_library
+
+    try:
+        find_library()
+    except ConfigError as error:
+        log.warning("espeak-ng: %s", error.message)
+        return False
+    return True
 
 
 def _ends(speed: FloatRange) -> tuple[float, float]:

@@ -27,6 +27,7 @@ from deployments.haproxy import end_orphan, haproxy_environment, use_haproxy
 from deployments.payments import SANDBOX_SECRET, check_sandbox, open_shop
 from deployments.redis_server import RedisServer, free_port
 from deployments.settings import StackSettings
+from deployments.speech import those_that_speak
 from deployments.tracing import check_traces
 from quota.packs import load_packs
 from quota.settings import QuotaSettings
@@ -80,6 +81,9 @@ class LocalStack:
 
     def _start(self) -> None:
         catalog = self.settings.catalog()
+        # What cannot speak here has no replicas either, and stops nothing else.
+        speak = those_that_speak(self.settings)
+        self.settings = self.settings.model_copy(update={"speech": speak})
         # A mistake shows here rather than in a replica.
         load_tiers(QuotaSettings().tiers_path)
         load_packs(QuotaSettings().packs_path)
@@ -205,12 +209,16 @@ class LocalStack:
             * model.placement.num_cpus
             for model in models
         )
+        speak = self.settings.speech_catalog().models.values()
+        cpus += sum(model.placement.replicas * model.placement.num_cpus for model in speak)
+        placements = [*(each.placement for each in models), *(each.placement for each in speak)]
+        node_types = {INGRESS_NODE_TYPE, *(each.node_type for each in placements)}
         ray.init(
             address="local",
             num_cpus=self.settings.logical_cpus or int(cpus + self.settings.ingress_replicas) + 1,
             num_gpus=self.settings.logical_gpus,
             # This one machine is a node of every type.
-            resources={INGRESS_NODE_TYPE: 1, **{each.placement.node_type: 1 for each in models}},
+            resources=dict.fromkeys(node_types, 1),
             include_dashboard=False,
             configure_logging=False,
             log_to_driver=False,

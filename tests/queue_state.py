@@ -153,7 +153,8 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
         pool, user, service_class = job["pool"], job["user"], job["class"]
         inline = "inline" in job
         if not inline:
-            owned.setdefault(f"user:{user}:jobs", set()).add(job_id)
+            which = "audio" if job_id.startswith("audio_") else "jobs"
+            owned.setdefault(f"user:{user}:{which}", set()).add(job_id)
         if ("charged_ms" in job) != (job["state"] == State.IN_PROGRESS):
             yield f"{job_id} is {job['state']} and charged {job.get('charged_ms')}"
         if job["state"] == State.QUEUED:
@@ -182,7 +183,8 @@ def _problems(state: QueueState, retiered: Collection[str]) -> Iterator[str]:
     yield from _kept_heads(state)
     yield from _differences("running", running, _keys(state, "user:", ":running"))
     yield from _differences("streamed", streamed, _keys(state, "user:", ":inline"))
-    yield from _differences("jobs of users", owned, _sets(state, "user:", ":jobs"))
+    listed = _sets(state, "user:", ":jobs") | _sets(state, "user:", ":audio")
+    yield from _differences("jobs of users", owned, listed)
     yield from _differences(
         "lines of users",
         {f"user:{user}:lines": dict(where) for user, where in waits.items()},
@@ -279,7 +281,9 @@ def check_nothing_left(state: QueueState) -> None:
     }
     assert left == set()
     assert not [
-        name for name in state.names if name.endswith((":jobs", ":running", ":inline", ":lines"))
+        name
+        for name in state.names
+        if name.endswith((":jobs", ":audio", ":running", ":inline", ":lines"))
     ]
     for name, values in state.hashes.items():
         if name.startswith("backlog:"):

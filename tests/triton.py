@@ -51,6 +51,11 @@ class TritonServer:
         return f"127.0.0.1:{self._grpc}"
 
     @property
+    def metrics_address(self) -> str:
+        """Where Prometheus scrapes it: ``host:port``."""
+        return f"127.0.0.1:{self._metrics}"
+
+    @property
     def pid(self) -> int:
         assert self._process is not None, "Triton is not started"
         return self._process.pid
@@ -113,7 +118,7 @@ class TritonServer:
 
     def metric(self, name: str, model: str) -> float:
         """One of its counters, of one model; 0 if it has not begun."""
-        text = httpx.get(f"http://127.0.0.1:{self._metrics}/metrics", timeout=5).text
+        text = httpx.get(f"http://{self.metrics_address}/metrics", timeout=5).text
         lines = re.findall(rf'^{name}{{[^}}]*model="{model}"[^}}]*}} (\S+)$', text, re.MULTILINE)
         return sum(float(line) for line in lines)
 

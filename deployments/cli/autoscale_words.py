@@ -47,6 +47,7 @@ def explained(pool: Pool) -> Iterator[RenderableType]:
         yield "  What is queued was never seen."
     yield facts(
         [
+            ("server", _server(pool)),
             ("formula", formula(decision)),
             ("bound", bound(decision)),
             ("retry", retry(decision)),
@@ -69,10 +70,26 @@ def heading(pool: Pool) -> str:
     if decision is None:
         return f"{name}: no decision yet; is the application running?"
     target, before = decision["target"], decision["before"]
+    if pool.get("server"):
+        return (
+            f"{name}: {counted(target, 'server')} should be there, {before} are; "
+            f"decided {age(decision['age_s'])} ago"
+        )
     was = f"instead of {before}" if target != before else "as before"
     return (
         f"{name}: {counted(target, 'replica')}, {was}; {decision['ready']} ready; "
         f"decided {age(decision['age_s'])} ago"
+    )
+
+
+def _server(pool: Pool) -> str | None:
+    """Who does the work, and who scales it."""
+    server = pool.get("server")
+    if not server:
+        return None
+    return (
+        f"'{server['model']}' at {server['url']}, {server['request_s']:.2f} s for a request; "
+        "whoever runs it scales it, by reelserve_autoscale_target_replicas"
     )
 
 

@@ -39,6 +39,9 @@ def submit(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.")] = None,
     fps: Annotated[int | None, typer.Option(help="Frames a second.")] = None,
+    upscale: Annotated[
+        int | None, typer.Option(help="2 for twice the width and height of --size.")
+    ] = None,
     negative_prompt: Annotated[
         str | None, typer.Option(help="What the clip should not show.")
     ] = None,
@@ -92,6 +95,7 @@ def submit(
         "steps": steps,
         "guidance_scale": guidance_scale,
         "fps": fps,
+        "upscale": upscale,
         "negative_prompt": negative_prompt,
         "service_tier": service_tier,
         "max_credits": max_credits,
@@ -116,6 +120,8 @@ def submit(
 
 def _outlook(outlook: dict[str, Any]) -> str:
     cost = f"{outlook['price']['credits']:g} credits, {outlook['gpu_seconds']:g} GPU-seconds"
+    if upscale_s := outlook.get("upscale_seconds"):
+        cost += f" and {upscale_s:g} s of an upscaler"
     if refusal := outlook["refusal"]:
         return f"{cost}; it would be refused: {refusal['message']}"
     paid = {

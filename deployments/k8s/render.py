@@ -28,6 +28,7 @@ from deployments.leaving import LINGER_S
 from deployments.settings import ENV_PREFIX, StackSettings
 from serving.plan.catalog import Model
 from serving.plan.errors import ConfigError
+from serving.plan.speech_model import SpeechModel
 
 HEADER = """\
 # Made by `reelserve k8s render` from settings.env, nodes.yaml and the catalog: change those.
@@ -51,7 +52,10 @@ def render(overlay: Path) -> str:
     """A patch of the RayService, as YAML. :class:`ConfigError` says what does not fit together."""
     variables = _variables(overlay)
     settings, scales = _settings(overlay, variables)
-    models = [*settings.catalog().models.values()]
+    models: list[Model | SpeechModel] = [
+        *settings.catalog().models.values(),
+        *settings.speech_catalog().models.values(),
+    ]
     groups = load_nodes(overlay / "nodes.yaml")
     _check_placement(models, groups)
     _check_budget(scales, groups, overlay)
@@ -104,7 +108,7 @@ def render_rules(monitoring: Path) -> str:
     return RULES_HEADER + _yaml(rule)
 
 
-def grace_period_s(models: Sequence[Model], group: NodeGroup) -> int:
+def grace_period_s(models: Sequence[Model | SpeechModel], group: NodeGroup) -> int:
     """How long a pod of the group may take to end: the longest any of its replicas may take to hand
     back its jobs, which is a step and what is written after it, and what is around that."""
     drains = [shutdown_s(each) for each in models if each.placement.node_type == group.node_type]
@@ -173,7 +177,7 @@ def _fields(kind: type[BaseSettings], prefix: str, variables: Mapping[str, str])
     }
 
 
-def _check_placement(models: Sequence[Model], groups: Sequence[NodeGroup]) -> None:
+def _check_placement(models: Sequence[Model | SpeechModel], groups: Sequence[NodeGroup]) -> None:
     if not any(group.node_type == INGRESS_NODE_TYPE and group.min for group in groups):
         raise ConfigError(
             f"no group of node type {INGRESS_NODE_TYPE} has pods always: nothing would answer HTTP"

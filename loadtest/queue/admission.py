@@ -15,7 +15,7 @@ from loadtest.errors import LoadTestError
 from loadtest.queue.calls import POOL, Submission, Submit, specification
 from loadtest.queue.wire import WireCell, ask, command, connect, drive, info, send
 from loadtest.summary import judged, percentile
-from serving.jobs import CELL, Limits, new_video_id
+from serving.jobs import CELL, Kind, Limits, new_id
 from serving.plan.classes import ServiceClass
 
 TARGETS = {"admission_vs_set at 1": 0.5, "admission_vs_set at 50": 0.2, "per_s_50": 10_000.0}
@@ -175,7 +175,7 @@ class _Bench:
 
     def _request(self, name: str) -> bytes:
         if name == "set":
-            return command("SET", f"{CELL}:bare:{new_video_id()}", self._value)
+            return command("SET", f"{CELL}:bare:{new_id(Kind.VIDEO)}", self._value)
         return self._submit.encoded(Submission.drawn(self._draw, f"user{next(self._users)}"))
 
     def _numbers(self) -> Iterator[int]:

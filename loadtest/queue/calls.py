@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from loadtest.errors import LoadTestError
 from loadtest.queue.wire import WireCell, bulk, parse, recorded
-from serving.jobs import JobQueue, JobSettings, Limits, Wish, new_video_id
+from serving.jobs import JobQueue, JobSettings, Kind, Limits, Wish, new_id
 from serving.plan.clip import ClipSpec
 
 POOL = "wan2.1-t2v-1.3b"
@@ -50,7 +50,7 @@ class Submission:
     @classmethod
     def drawn(cls, draw: random.Random, user: str) -> Submission:
         """A new one by this user: of 5 s to 2 min of device time, most of them short."""
-        job_id = new_video_id()
+        job_id = new_id(Kind.VIDEO)
         return cls(
             job_id,
             user,

@@ -91,7 +91,8 @@ async def update_user(user: str, request: Request, services: ServicesDep) -> dic
 async def status(services: ServicesDep) -> dict[str, Any]:
     """Each pool's backlog and replicas, how its jobs ended, what else happened to them, and how
     good the predictions of what they take have been lately, by device and stage."""
-    pools = await services.queue.pools(list(services.catalog.models))
+    pools = await services.queue.pools(list(services.offered))
+    learns = services.catalog.models
     return {
         "object": "status",
         "pools": {
@@ -103,7 +104,7 @@ async def status(services: ServicesDep) -> dict[str, Any]:
                 "counts": dict(sorted(pool.counts.items())),
                 "replicas": [vars(replica) for replica in pool.replicas],
                 "failed_starts": {"count": pool.starts.failures, "error": pool.starts.error},
-                "costs": _costs(await services.costs.of(services.catalog.models[name])),
+                "costs": _costs(await services.costs.of(learns[name])) if name in learns else {},
             }
             for name, pool in pools.items()
         },

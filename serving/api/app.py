@@ -12,10 +12,10 @@ from starlette.middleware.cors import CORSMiddleware
 from serving.api import (
     admin,
     autoscale,
-    content,
     credits,
     errors,
     estimates,
+    generations,
     health,
     models,
     pages,
@@ -60,7 +60,7 @@ def create_app(
     )
     errors.install(app)
     operation = (admin, queue, autoscale, tiers, health)
-    for room in (videos, content, speech, models, estimates, usage, credits, shop, *operation):
+    for room in (videos, speech, generations, models, estimates, usage, credits, shop, *operation):
         app.include_router(room.router)
     app.include_router(credits.operation)
     app.include_router(shop.webhooks)

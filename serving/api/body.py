@@ -112,6 +112,11 @@ def _put(into: dict[str, Any], path: list[str], value: str, name: str) -> None:
         _put(child, rest, value, name)
 
 
+def _names(schema: type[BaseModel]) -> Iterable[str]:
+    """Of its fields, on the wire."""
+    return (field.alias or name for name, field in schema.model_fields.items())
+
+
 def validate(schema: type[Schema], fields: dict[str, Any]) -> Schema:
     """Fields as ``schema``; the first mistake becomes an error that names its field."""
     try:
@@ -121,7 +126,7 @@ def validate(schema: type[Schema], fields: dict[str, Any]) -> Schema:
         param = ".".join(str(part) for part in first["loc"])[:64]
         if first["type"] == "extra_forbidden":
             raise InvalidRequest(
-                f"Unknown parameter '{param}'. Known: {', '.join(schema.model_fields)}.",
+                f"Unknown parameter '{param}'. Known: {', '.join(_names(schema))}.",
                 code="unknown_parameter",
                 param=param,
             ) from None

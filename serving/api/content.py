@@ -1,63 +1,29 @@
-"""``/v1/videos/{id}/content``: the bytes of a finished clip, a glimpse of a running one."""
+"""The bytes of what was made, whole or by range, and a glimpse of what is being made."""
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
-from typing import Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 
-from serving.api.auth import Credentials, EndUsers, Scope, current_caller, permit
 from serving.api.ranges import NotSatisfiable, parse_range
-from serving.api.services import Services, ServicesDep
+from serving.api.services import Services
 from serving.jobs import Job, State
 from serving.media import ArtifactMissing
-from serving.plan.errors import InvalidRequest, NotFound
-
-router = APIRouter(prefix="/v1/videos", tags=["videos"])
-
-Variant = Literal["video", "thumbnail", "spritesheet", "preview"]
+from serving.plan.errors import InvalidRequest
 
 
-@router.head("/{video_id}/content", response_model=None, include_in_schema=False)
-@router.get("/{video_id}/content", response_model=None)
-async def content(
-    video_id: str,
-    request: Request,
-    credentials: Credentials,
-    services: ServicesDep,
-    variant: Variant = "video",
-    expires: int | None = None,
-    signature: str | None = None,
-    end_users: EndUsers = None,
-) -> Response:
-    """The MP4, a JPEG thumbnail or a JPEG spritesheet, whole or by ``Range``; ``preview``, while
-    the video is made, is a small JPEG of what it will show as far as one can tell.
-
-    With a key, or with the ``expires`` and ``signature`` of one of the video's URLs.
-    """
-    job: Job | None
-    if signature is not None:
-        await services.signer.check(video_id, variant, expires, signature, time.time())
-        job = await services.queue.find(video_id)
-        if job is None:
-            raise NotFound("The video was deleted.", code="video_not_found")
-    else:
-        caller = await current_caller(credentials, services, end_users)
-        permit(caller, Scope.READ)
-        job = await services.queue.get(video_id, user=caller.user)
-    if variant == "preview":
-        return await _preview(job, request, services)
+async def deliver(job: Job, variant: str, request: Request, services: Services) -> Response:
+    """A file of a completed job; :class:`InvalidRequest` before that, and if there is none."""
     if job.state is not State.COMPLETED:
         raise InvalidRequest(
-            f"The video is {job.state}; there is content only once it is completed.",
-            code="video_not_ready" if not job.terminal else "video_has_no_content",
+            f"The {job.kind.noun} is {job.state}; there is content only once it is completed.",
+            code=f"{job.kind}_has_no_content" if job.terminal else f"{job.kind}_not_ready",
         )
     artifact = job.result["artifacts"][variant]
     media_type, key = artifact["content_type"], artifact["key"]
-    stem = job.id if variant == "video" else f"{job.id}-{variant}"
+    stem = job.id if variant == job.kind else f"{job.id}-{variant}"
     filename = f"{stem}.{key.rpartition('.')[2]}"
     info = await services.store.head(key)
     url = await services.store.presign_get(key, services.settings.presign_s)
@@ -95,7 +61,7 @@ async def content(
     )
 
 
-async def _preview(job: Job, request: Request, services: Services) -> Response:
+async def deliver_preview(job: Job, request: Request, services: Services) -> Response:
     """The newest one, which the next replaces: read whole, and for nobody to keep."""
     if job.terminal:
         instead = "; see its thumbnail" if job.state is State.COMPLETED else ""

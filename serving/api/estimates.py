@@ -7,7 +7,7 @@ from typing import Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from serving.api.admission import Wanted, admit, wanted
+from serving.api.admission import Wanted, admit, clip_order, wanted
 from serving.api.auth import GenerateDep
 from serving.api.body import body_docs, read_fields, validate
 from serving.api.keys import Caller
@@ -16,7 +16,7 @@ from serving.api.services import Services, ServicesDep
 from serving.jobs import Wish
 from serving.plan.classes import ServiceClass, ServiceTier
 from serving.plan.errors import Refused
-from serving.plan.price import MILLI, price
+from serving.plan.price import MILLI
 
 router = APIRouter(prefix="/v1/estimates", tags=["usage"])
 
@@ -43,9 +43,13 @@ class Outlook(BaseModel):
     seconds: str
     size: str
     steps: int
+    upscale: int
     service_tier: ServiceTier
     price: Price
     gpu_seconds: float = Field(description="device time, by what was measured lately")
+    upscale_seconds: float = Field(
+        description="and on the upscaler, likewise: no part of `gpu_seconds`, but of `eta_seconds`"
+    )
     accepted: bool
     service_class: ServiceClass | None = Field(serialization_alias="class")
     paid_from: str | None = Field(
@@ -71,10 +75,11 @@ async def estimate(request: Request, caller: GenerateDep, services: ServicesDep)
 async def _outlook(services: Services, caller: Caller, clip: Wanted, wish: Wish) -> Outlook:
     model, spec = clip.model, clip.spec
     cost = (await services.costs.of(model)).estimate(spec)
+    order = await clip_order(services, clip)
     job, place, refusal = None, None, None
     try:
         # Without a key: asked is what it would be, not what it was.
-        job = (await admit(services, caller, "", clip, wish, dry=True)).job
+        job = (await admit(services, caller, "", order, wish, dry=True)).job
     except Refused as error:
         after_s = error.retry_after_s
         refusal = Refusal(code=error.code, message=error.message, retry_after_s=after_s)
@@ -87,9 +92,11 @@ async def _outlook(services: Services, caller: Caller, clip: Wanted, wish: Wish)
         seconds=str(spec.seconds),
         size=spec.size,
         steps=spec.steps,
+        upscale=spec.upscale,
         service_tier=wish.service_tier,
-        price=Price(credits=price(model, spec) / MILLI),
+        price=Price(credits=order.price / MILLI),
         gpu_seconds=round(cost.device_s, 3),
+        upscale_seconds=round(cost.upscale_s, 3),
         accepted=refusal is None,
         service_class=job.service_class if job else None,
         paid_from=job.paid_from if job else None,

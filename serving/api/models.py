@@ -10,7 +10,7 @@ from serving.api.auth import Scope, require
 from serving.api.schemas import model_card
 from serving.api.services import ServicesDep
 from serving.api.speech_schemas import speech_card
-from serving.plan.errors import InvalidRequest, NotFound
+from serving.plan.catalog import Model
 
 users = Depends(require(Scope.GENERATE, Scope.READ))
 router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[users])
@@ -28,9 +28,5 @@ async def index(services: ServicesDep) -> dict[str, Any]:
 @router.get("/{name}")
 async def retrieve(name: str, services: ServicesDep) -> dict[str, Any]:
     """One model, by id or alias."""
-    try:
-        return model_card(services.catalog.resolve(name))
-    except InvalidRequest as error:
-        if services.speech and name in services.speech.catalog:
-            return speech_card(services.speech.catalog.resolve(name))
-        raise NotFound(error.message, code=error.code, param=error.param) from None
+    model = services.resolve(name)
+    return model_card(model) if isinstance(model, Model) else speech_card(model)

@@ -10,8 +10,7 @@ from fastapi import APIRouter, Depends
 from serving.api.auth import require_admin
 from serving.api.services import ServicesDep
 from serving.jobs import ClassTop, Explanation, State
-from serving.plan.catalog import Model
-from serving.plan.errors import InvalidRequest, NotFound
+from serving.plan.classes import Offered
 
 router = APIRouter(prefix="/v1/admin", tags=["operation"], dependencies=[Depends(require_admin)])
 
@@ -20,10 +19,7 @@ router = APIRouter(prefix="/v1/admin", tags=["operation"], dependencies=[Depends
 async def top(model: str, services: ServicesDep) -> dict[str, Any]:
     """What waits for a model: each class's backlog and what it is owed, and the first tenants of
     each, in the order in which they are served. All times are seconds of the device."""
-    try:
-        entry = services.catalog.resolve(model)
-    except InvalidRequest as error:
-        raise NotFound(error.message, code=error.code, param=error.param) from None
+    entry = services.resolve(model)
     pool = await services.queue.top(entry.id)
     return {
         "object": "queue",
@@ -33,7 +29,7 @@ async def top(model: str, services: ServicesDep) -> dict[str, Any]:
     }
 
 
-def _class(top: ClassTop, model: Model) -> dict[str, Any]:
+def _class(top: ClassTop, model: Offered) -> dict[str, Any]:
     return {
         "class": top.service_class,
         "jobs": top.jobs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -20,10 +20,12 @@ from serving.api.signing import UrlSigner
 from serving.api.users import Users
 from serving.jobs import CostReader, Decisions, InlineLeases, JobQueue
 from serving.media import ArtifactStore
-from serving.plan.catalog import Catalog, ScalingPolicy
+from serving.plan.catalog import Catalog, Model, ScalingPolicy
 from serving.plan.classes import Offered
+from serving.plan.errors import InvalidRequest, NotFound
+from serving.plan.served import ServedPool
 from serving.plan.speech import Speaker
-from serving.plan.speech_model import SpeechCatalog
+from serving.plan.speech_model import SpeechCatalog, SpeechModel
 from serving.tracing import NO_TRACER, Tracer
 
 
@@ -60,17 +62,30 @@ class Services:
     autoscaling: bool
     tracer: Tracer = NO_TRACER
     speech: Speech | None = None
+    served: Mapping[str, ServedPool] = field(default_factory=dict)
+    """What model servers do, which somebody else scales."""
 
     @property
     def offered(self) -> Mapping[str, Offered]:
         """Every model, of whatever kind, by id."""
         return {**self.catalog.models, **(self.speech.catalog.models if self.speech else {})}
 
+    def resolve(self, name: str) -> Model | SpeechModel:
+        """A model of whatever kind, by id or alias; :class:`NotFound` if there is none."""
+        if self.speech and name in self.speech.catalog:
+            return self.speech.catalog.resolve(name)
+        try:
+            return self.catalog.resolve(name)
+        except InvalidRequest as error:
+            raise NotFound(error.message, code=error.code, param=error.param) from None
+
     @property
     def scaled(self) -> Mapping[str, ScalingPolicy]:
-        """By model, where the number of replicas is the autoscaler's."""
-        models = self.catalog.models.values() if self.autoscaling else ()
-        return {model.id: model.scaling for model in models if model.scaling}
+        """By pool, where the number of replicas, or of servers, is the autoscaler's to say."""
+        if not self.autoscaling:
+            return {}
+        ours = {each.id: each.scaling for each in self.catalog.models.values() if each.scaling}
+        return ours | {each.id: each.scaling for each in self.served.values()}
 
 
 def services_of(request: Request) -> Services:

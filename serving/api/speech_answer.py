@@ -62,7 +62,7 @@ class SpeechAnswer(Response):
             async for piece in self._work.pieces():
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         except ReelserveError as error:
-            if self._work.said.events:
+            if self._work.events:
                 body = error_event(error)
                 await send({"type": "http.response.body", "body": body, "more_body": True})
             raise

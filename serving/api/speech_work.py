@@ -9,12 +9,12 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
 from serving.jobs import InlineLease, InlineLeases
-from serving.media import CODECS, AudioEncoder, AudioFormat
+from serving.media import CODECS, AudioEncoder
 from serving.plan.errors import GenerationError, ReelserveError, ServiceUnavailable, StaleLease
-from serving.plan.speech import Speaker
+from serving.plan.speech import SILENT_S_MAX, Speaker
+from serving.plan.speech_spec import SpeechSpec
 
 log = logging.getLogger(__name__)
 
@@ -22,41 +22,30 @@ FIRST_PIECE_S, PIECE_S = 0.1, 1.0
 """So much sound is encoded at a time: a little at first, so that it is heard at once."""
 RENEWALS = 3
 """In the time of a lease."""
-ENGINE_S_MAX = 60.0
-"""An engine that makes nothing for longer is taken to hang, and the lease lapses. A speaker gives
-up sooner by itself when its server is away."""
 CANCEL_AGAIN_S = 1.0
 SETTLE_TRIES, SETTLE_S = 20, 0.5
 """While Redis is away. After that the lease lapses, and nothing is paid."""
 
 
-@dataclass(frozen=True)
-class Said:
-    """What is to be heard. ``voice`` is the model's own id, ``chars`` what is paid for, ``events``
-    whether the bytes go into server-sent events."""
-
-    sentences: list[str]
-    chars: int
-    voice: str
-    speed: float
-    instructions: str
-    audio_format: AudioFormat
-    events: bool
-    loudness_lufs: float | None
-
-
 class SpeechWork:
     """Makes it, and sees to the lease. :meth:`begin` once, then :meth:`pieces` to its end, and one
-    of :meth:`completed`, :meth:`left` and :meth:`failed`, however it went."""
+    of :meth:`completed`, :meth:`left` and :meth:`failed`, however it went. ``events``: whether the
+    bytes go into server-sent events."""
 
     def __init__(
-        self, leases: InlineLeases, lease: InlineLease, speaker: Speaker, said: Said
+        self,
+        leases: InlineLeases,
+        lease: InlineLease,
+        speaker: Speaker,
+        spec: SpeechSpec,
+        *,
+        events: bool,
     ) -> None:
-        self.lease, self.said = lease, said
-        self._leases = leases
-        self._spoken = speaker.speak(said.sentences, said.voice, said.speed, said.instructions)
+        self.lease, self.events = lease, events
+        self._leases, self._spec = leases, spec
+        self._spoken = speaker.speak(spec.sentences, spec.voice, spec.speed, spec.instructions)
         self._rate_hz = speaker.sample_rate_hz
-        self._tempo = said.speed / speaker.spoken_speed(said.speed)
+        self._tempo = spec.speed / speaker.spoken_speed(spec.speed)
         self._encoder: AudioEncoder | None = None
         self._first = b""
         self._spent_s = 0.0
@@ -66,9 +55,7 @@ class SpeechWork:
 
     @property
     def media_type(self) -> str:
-        return (
-            "text/event-stream" if self.said.events else CODECS[self.said.audio_format].media_type
-        )
+        return "text/event-stream" if self.events else CODECS[self._spec.audio_format].media_type
 
     async def begin(self) -> None:
         """Have the first sentence made, so that what goes wrong is still an error with a status.
@@ -76,10 +63,10 @@ class SpeechWork:
         keeping = asyncio.create_task(self.keep(), name="speech-lease")
         try:
             self._encoder = AudioEncoder(
-                self.said.audio_format,
+                self._spec.audio_format,
                 self._rate_hz,
                 tempo=self._tempo,
-                loudness_lufs=self.said.loudness_lufs,
+                loudness_lufs=self._spec.loudness_lufs,
             )
             self._first = await self._next_sentence() or b""
         except Exception as error:
@@ -104,7 +91,7 @@ class SpeechWork:
             sentence = await self._next_sentence()
         if made := await _uncut(encoder.finish):
             yield self._wired(made)
-        if self.said.events:
+        if self.events:
             yield _event({"type": "speech.audio.done", "usage": self._usage()})
 
     async def keep(self) -> None:
@@ -119,7 +106,7 @@ class SpeechWork:
                     async with asyncio.timeout(every_s):
                         await self._sent.wait()
             since_s = self._waits_since_s
-            if since_s is None or time.monotonic() - since_s < ENGINE_S_MAX:
+            if since_s is None or time.monotonic() - since_s < SILENT_S_MAX:
                 try:
                     await self._renew()
                 except ServiceUnavailable as error:
@@ -134,8 +121,7 @@ class SpeechWork:
 
     async def left(self) -> None:
         """Its listener is gone, and pays for the sentences that were made to be sent."""
-        texts = self.said.sentences
-        made = sum(map(len, texts[: self._made])) / sum(map(len, texts))
+        made = 1 - self._spec.left_share(self._made)
         await self._settle(
             lambda: self._leases.left(self.lease, made=made, spent_ms=self._spent_ms)
         )
@@ -161,7 +147,7 @@ class SpeechWork:
 
     def _usage(self) -> dict[str, float]:
         seconds = self._encoder.seconds if self._encoder is not None else 0.0
-        return {"characters": self.said.chars, "seconds": round(seconds, 3)}
+        return {"characters": len(self._spec.input), "seconds": round(seconds, 3)}
 
     async def _next_sentence(self) -> bytes | None:
         self._waits_since_s = began_s = time.monotonic()
@@ -180,14 +166,13 @@ class SpeechWork:
             at += size
 
     def _wired(self, data: bytes) -> bytes:
-        if not self.said.events:
+        if not self.events:
             return data
         audio = base64.b64encode(data).decode()
         return _event({"type": "speech.audio.delta", "audio": audio})
 
     async def _renew(self) -> None:
-        sentences = self.said.sentences
-        left = sum(map(len, sentences[self._made :])) / max(1, sum(map(len, sentences)))
+        left = self._spec.left_share(self._made)
         await self._leases.renew(
             self.lease,
             spent_ms=self._spent_ms,

@@ -89,7 +89,7 @@ class Usage(BaseModel):
 async def usage(caller: MemberDep, services: ServicesDep) -> Usage:
     """What the caller's tier allows, what of it is used, and when it comes back."""
     grant = Grant.of(caller.tier, services.tiers.current)
-    models = services.catalog.models.values()
+    models = services.offered.values()
     now = await services.queue.usage(
         caller.user,
         grant.limits(None, round(time.time() * 1000)),

@@ -11,7 +11,7 @@ from serving.jobs.decisions import HISTORY_MAX as DECISIONS_MAX
 from serving.jobs.decisions import Decided, Decisions, Line
 from serving.jobs.holds import compare_holds
 from serving.jobs.inline import InlineLease, InlineLeases
-from serving.jobs.job import ACTIVE, TERMINAL, Job, Phase, State, new_video_id
+from serving.jobs.job import ACTIVE, TERMINAL, Job, Kind, Phase, State, kind_of, new_id
 from serving.jobs.leases import Drop, Lease, Leases, Signals, Wake
 from serving.jobs.pool import (
     BUCKETS_S,
@@ -54,6 +54,7 @@ __all__ = [
     "JobPage",
     "JobQueue",
     "JobSettings",
+    "Kind",
     "Lease",
     "Leases",
     "Limits",
@@ -76,5 +77,6 @@ __all__ = [
     "Wake",
     "Wish",
     "compare_holds",
-    "new_video_id",
+    "kind_of",
+    "new_id",
 ]

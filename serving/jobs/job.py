@@ -11,6 +11,8 @@ from typing import Any, Self
 
 from serving.plan.classes import ServiceClass, ServiceTier
 from serving.plan.clip import ClipSpec
+from serving.plan.spec import Spec, spec_of_json
+from serving.plan.speech_spec import SpeechSpec
 
 
 class State(StrEnum):
@@ -39,25 +41,44 @@ class Phase(StrEnum):
     ENCODE = "encode"
     DENOISE = "denoise"
     DECODE = "decode"
+    SPEAK = "speak"
+    UPSCALE = "upscale"
     STORE = "store"
 
 
-def new_video_id() -> str:
+class Kind(StrEnum):
+    """What a job makes. Its id begins with it, and its user has a list of each."""
+
+    VIDEO = "video"
+    AUDIO = "audio"
+
+    @property
+    def noun(self) -> str:
+        """What one is called, to whom it belongs."""
+        return "video" if self is Kind.VIDEO else "generation"
+
+
+def new_id(kind: Kind) -> str:
     """An id nobody can guess: a clip's address is not its protection, but need not help."""
-    return f"video_{secrets.token_hex(16)}"
+    return f"{kind}_{secrets.token_hex(16)}"
 
 
-def asked_text(alias: str, service_tier: ServiceTier, spec: ClipSpec, traceparent: str = "") -> str:
+def kind_of(job_id: str) -> Kind:
+    """What the job of this id makes."""
+    return Kind.AUDIO if job_id.startswith(f"{Kind.AUDIO}_") else Kind.VIDEO
+
+
+def asked_text(alias: str, service_tier: ServiceTier, spec: Spec, traceparent: str = "") -> str:
     """What was asked for, as a job's hash keeps it: no script reads it, and each field costs.
     The traceparent is there only if there is one."""
     words = [alias, service_tier, spec.model_dump_json()]
     return " ".join([*words[:2], traceparent, words[2]] if traceparent else words)
 
 
-def _asked(text: str) -> tuple[str, ServiceTier, str, ClipSpec]:
+def _asked(text: str) -> tuple[str, ServiceTier, str, Spec]:
     alias, service_tier, rest = text.split(" ", 2)
     traceparent, spec = ("", rest) if rest.startswith("{") else rest.split(" ", 1)
-    return alias, ServiceTier(service_tier), traceparent, ClipSpec.model_validate_json(spec)
+    return alias, ServiceTier(service_tier), traceparent, spec_of_json(spec)
 
 
 @dataclass(frozen=True)
@@ -85,7 +106,7 @@ class Job:
     pool: str
     alias: str
     state: State
-    spec: ClipSpec
+    spec: Spec
     est_device_ms: int
     created_ms: int
     seq: int
@@ -121,8 +142,26 @@ class Job:
         return self.state in TERMINAL
 
     @property
+    def kind(self) -> Kind:
+        return kind_of(self.id)
+
+    @property
+    def clip(self) -> ClipSpec:
+        """What a video's job is asked to make; TypeError if it makes something else."""
+        if not isinstance(self.spec, ClipSpec):
+            raise TypeError(f"{self.id} makes no clip")
+        return self.spec
+
+    @property
+    def speech(self) -> SpeechSpec:
+        """What a job is asked to say; TypeError if it makes something else."""
+        if not isinstance(self.spec, SpeechSpec):
+            raise TypeError(f"{self.id} says nothing")
+        return self.spec
+
+    @property
     def progress(self) -> int:
-        """Percent of the denoising done; 100 only when the clip can be downloaded."""
+        """Percent of the steps done; 100 only when the result can be downloaded."""
         if self.state is State.COMPLETED:
             return 100
         return min(99, 100 * self.step // self.spec.steps)

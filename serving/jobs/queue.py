@@ -13,22 +13,24 @@ from dataclasses import dataclass
 from quota.tiers import Tiers
 from serving.jobs.admission import Admission, Allowance, Limits, Usage, Wish, may_pay
 from serving.jobs.cell import Cell, error_json
-from serving.jobs.job import Job, State, asked_text
+from serving.jobs.job import Job, Kind, State, asked_text, kind_of
 from serving.jobs.pool import PoolState
 from serving.jobs.refused import Asked, refusal
 from serving.jobs.settings import JobSettings
 from serving.jobs.views import Explanation, PoolTop
 from serving.plan.classes import DEFAULT_POLICIES, ClassPolicy, ServiceClass
-from serving.plan.clip import ClipSpec
 from serving.plan.errors import (
     Cancelled,
     IdempotencyMismatch,
     NotFound,
 )
+from serving.plan.spec import Spec
 
 NO_LIMITS = Limits()
 NO_WISH = Wish()
 
+_LISTS = {Kind.VIDEO: "jobs", Kind.AUDIO: "audio"}
+"""The user's lists of jobs, as ``_keys.lua`` has them."""
 _CANCELLED = error_json(Cancelled("Cancelled at your request."))
 
 
@@ -66,7 +68,7 @@ class JobQueue:
         *,
         user: str,
         alias: str,
-        spec: ClipSpec,
+        spec: Spec,
         est_device_ms: int,
         price: int | None = None,
         limits: Limits = NO_LIMITS,
@@ -198,14 +200,14 @@ class JobQueue:
         before it are listed."""
         answer = await self._cell.run("explain", job_id, jobs)
         if not answer:
-            raise _no_video(job_id)
+            raise _none(job_id)
         return Explanation.model_validate_json(answer)
 
     async def get(self, job_id: str, *, user: str) -> Job:
         """The job, if it is this user's; :class:`NotFound` otherwise."""
         job = await self.find(job_id)
         if job is None or job.user != user:
-            raise _no_video(job_id)
+            raise _none(job_id)
         return job
 
     async def find(self, job_id: str) -> Job | None:
@@ -244,11 +246,17 @@ class JobQueue:
         return Place(int(ahead), int(ahead_ms), [int(ms) for ms in running_ms])
 
     async def list(
-        self, user: str, *, limit: int, after: str | None = None, newest_first: bool = True
+        self,
+        user: str,
+        *,
+        limit: int,
+        kind: Kind = Kind.VIDEO,
+        after: str | None = None,
+        newest_first: bool = True,
     ) -> JobPage:
-        """A page of the user's jobs; ``after`` is the last id of the page before it."""
-        redis, mine = self._cell.redis, self._cell.key("user", user, "jobs")
-        edge = f"({await self._seq_of(after, user)}" if after is not None else None
+        """A page of what the user has of a kind; ``after`` is the last id of the page before."""
+        redis, mine = self._cell.redis, self._cell.key("user", user, _LISTS[kind])
+        edge = f"({await self._seq_of(after, user, kind)}" if after is not None else None
         first, last = (edge or "+inf", "-inf") if newest_first else (edge or "-inf", "+inf")
         async with self._cell.answers():
             ids = await redis.zrange(
@@ -261,17 +269,17 @@ class JobQueue:
         # A record may go between the two round trips; it is simply not on the page.
         return JobPage([Job.from_hash(raw) for raw in raws if raw], has_more=len(ids) > limit)
 
-    async def _seq_of(self, job_id: str, user: str) -> int:
+    async def _seq_of(self, job_id: str, user: str, kind: Kind) -> int:
         """The order of a job of this user, also of one deleted within the last hour."""
         async with self._cell.answers():
             seq, owner = await self._cell.redis.hmget(self._cell.key("job", job_id), "seq", "user")
             if seq is None:
                 gone = await self._cell.redis.get(self._cell.key("gone", job_id)) or " "
                 seq, owner = gone.split(" ", 1)
-        if owner != user:
+        if owner != user or kind_of(job_id) is not kind:
             raise NotFound(
-                f"'after' names no video of yours: '{job_id[:64]}'.",
-                code="video_not_found",
+                f"'after' names no {kind.noun} of yours: '{job_id[:64]}'.",
+                code=f"{kind}_not_found",
                 param="after",
             )
         return int(seq)
@@ -280,13 +288,13 @@ class JobQueue:
         """End a queued or running job as cancelled; one that has ended is returned unchanged."""
         job = await self._cell.run_for_job("cancel", job_id, user, _CANCELLED)
         if job is None:
-            raise _no_video(job_id)
+            raise _none(job_id)
         return job
 
     async def delete(self, job_id: str, *, user: str) -> None:
         """Forget the job, cancelling it first if it had not ended. Its files become garbage."""
         if not await self._cell.run("delete", job_id, user, _CANCELLED):
-            raise _no_video(job_id)
+            raise _none(job_id)
 
     async def pools(self, names: Sequence[str]) -> dict[str, PoolState]:
         """The named pools now, each as of one moment."""
@@ -302,5 +310,10 @@ def _job(flat: Sequence[str]) -> Job | None:
     return Job.from_hash(dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
 
 
-def _no_video(job_id: str) -> NotFound:
-    return NotFound(f"There is no video '{job_id[:64]}'.", code="video_not_found")
+def no_such(kind: Kind, job_id: str) -> NotFound:
+    """To who asked for it as a job of this kind."""
+    return NotFound(f"There is no {kind.noun} '{job_id[:64]}'.", code=f"{kind}_not_found")
+
+
+def _none(job_id: str) -> NotFound:
+    return no_such(kind_of(job_id), job_id)

@@ -3,7 +3,7 @@
 Knows arrays, bytes and object stores. Must not know jobs, Redis, Ray, HTTP frameworks or torch.
 """
 
-from serving.media.audio import CODECS, AudioEncoder, AudioFormat
+from serving.media.audio import CODECS, AudioEncoder
 from serving.media.errors import (
     ArtifactMissing,
     EncodeError,
@@ -15,6 +15,7 @@ from serving.media.frames import Frame, Frames
 from serving.media.stills import Stills, StillsCollector, preview_jpeg, spritesheet, thumbnail
 from serving.media.store import ArtifactInfo, ArtifactStore, S3Options, open_store
 from serving.media.video import VideoInfo, VideoWriter
+from serving.plan.speech import AudioFormat
 
 __all__ = [
     "CODECS",

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from fractions import Fraction
 from types import TracebackType
-from typing import Self, cast
+from typing import IO, Self, cast
 
 import av
 import numpy as np
@@ -21,6 +20,7 @@ from av.container import OutputContainer
 from av.filter import Graph
 
 from serving.media.errors import EncodeError
+from serving.plan.speech import AudioFormat
 
 RATE_HZ = 24_000
 """Of every format, one channel: what players of OpenAI's ``pcm`` take it for."""
@@ -34,24 +34,16 @@ _ATEMPO_MIN = 0.5
 """One such filter goes no slower; two in a row do."""
 
 
-class AudioFormat(StrEnum):
-    MP3 = "mp3"
-    OPUS = "opus"
-    AAC = "aac"
-    FLAC = "flac"
-    WAV = "wav"
-    PCM = "pcm"
-
-
 @dataclass(frozen=True)
 class Codec:
-    """How a format is made. ``media_type`` goes with the bytes; PCM has no container."""
+    """How a format is made. ``media_type`` goes with the bytes; PCM has no container. ``streamed``:
+    options for what is heard before its end is known."""
 
     media_type: str
     container: str = ""
     name: str = ""
     bit_rate: int | None = None
-    options: Mapping[str, str] | None = None
+    streamed: Mapping[str, str] | None = None
 
 
 CODECS: Mapping[AudioFormat, Codec] = {
@@ -74,8 +66,10 @@ class AudioEncoder:
 
     ``tempo`` makes it faster (above 1) or slower and keeps its pitch. ``loudness_lufs`` brings it
     to that integrated loudness (EBU R128), with peaks below :data:`PEAK_DBTP`; this looks three
-    seconds ahead. ``seconds`` is how much sound was made so far. The bytes do not depend on how the
-    input was cut into pieces. Not to be used by several threads at once.
+    seconds ahead. ``into`` is a file to write to in place of giving bytes: then the sound's length
+    stands at its beginning, where a format has it. ``seconds`` is how much sound was made so far.
+    The bytes do not depend on how the input was cut into pieces. Not to be used by several threads
+    at once.
 
     Raises :class:`EncodeError` for values out of range and for input that is no such PCM.
     """
@@ -87,6 +81,7 @@ class AudioEncoder:
         *,
         tempo: float = 1.0,
         loudness_lufs: float | None = None,
+        into: IO[bytes] | None = None,
     ) -> None:
         self.seconds = 0.0
         self._codec = CODECS[audio_format]
@@ -94,6 +89,7 @@ class AudioEncoder:
         self._source_rate_hz = source_rate_hz
         self._odd = b""
         self._made = _Made()
+        self._into = into
         self._container: OutputContainer | None = None
         self._stream: AudioStream | None = None
         try:
@@ -151,8 +147,12 @@ class AudioEncoder:
 
     def _open(self) -> None:
         # The muxer's version string is no part of the sound.
-        options = {"flush_packets": "1", "fflags": "+bitexact", **(self._codec.options or {})}
-        self._container = av.open(self._made, "w", format=self._codec.container, options=options)
+        options = {"fflags": "+bitexact"}
+        if self._into is None:
+            options |= {"flush_packets": "1", **(self._codec.streamed or {})}
+        self._container = av.open(
+            self._into or self._made, "w", format=self._codec.container, options=options
+        )
         stream = cast(AudioStream, self._container.add_stream(self._codec.name, rate=RATE_HZ))
         stream.layout = "mono"
         if self._codec.bit_rate:
@@ -168,7 +168,7 @@ class AudioEncoder:
                 if self._stream is not None and self._container is not None:
                     self._container.mux(self._stream.encode(made))
                 else:
-                    self._made.write(made.to_ndarray().astype("<i2").tobytes())
+                    (self._into or self._made).write(made.to_ndarray().astype("<i2").tobytes())
         except av.FFmpegError as error:
             raise EncodeError(f"cannot encode the audio: {error}") from error
 

@@ -308,6 +308,36 @@ class ScalingPolicy(_Strict):
         return self
 
 
+class ServerScaling(ScalingPolicy):
+    """The same of a model on a server that somebody else scales. One that is not there is asked for
+    nothing, so nobody would see that it is needed."""
+
+    min_replicas: int = Field(1, ge=1, le=1024, description="always there")
+
+
+class Upscaler(_Strict):
+    """Who makes frames twice as wide and high, where a request says ``upscale: 2``: a model of the
+    kind of ``deployments/triton/upscale``. Without a ``url``, nobody does."""
+
+    model: str = Field("upscale", min_length=1, description="its name on the server")
+    url: str | None = Field(
+        None, min_length=1, description="host:port of its gRPC; default: the stack's Triton server"
+    )
+    frames: int = Field(4, ge=1, le=64, description="of one request, at most")
+    timeout_s: float = Field(30.0, gt=0, le=600, description="for these")
+    patience_s: float = Field(
+        120.0, ge=0, le=3600, description="while it is away; then the clip goes back to the queue"
+    )
+    s_per_mpixel: float = Field(gt=0, description="per million pixels that it makes")
+    per_s: int = Field(
+        250, ge=0, description="milli-credits for each second of a clip of the default size"
+    )
+    scaling: ServerScaling | None = Field(
+        None, description="null: nobody is told how many it needs"
+    )
+    wait_s: float = Field(10.0, gt=0, le=3600, description="frames may wait for it so long")
+
+
 class Model(_Strict):
     """One catalog entry: a pool of replicas that share a queue."""
 
@@ -321,6 +351,7 @@ class Model(_Strict):
     video: VideoLimits
     cost: CostTable
     price: PriceTable = PriceTable()
+    upscaler: Upscaler | None = Field(None, description="null: its clips are not upscaled")
     placement: Placement = Placement()
     scaling: ScalingPolicy | None = Field(None, description="null: always placement.replicas")
     checkpoint: CheckpointPolicy = CheckpointPolicy()
@@ -329,6 +360,11 @@ class Model(_Strict):
     classes: Annotated[
         dict[ServiceClass, ClassPolicy], BeforeValidator(lambda given: with_default_classes(given))
     ] = Field(dict(DEFAULT_POLICIES), description="what jobs of each class may count on")
+
+    @property
+    def upscales(self) -> bool:
+        """Whether a request may say ``upscale: 2``."""
+        return self.upscaler is not None and self.upscaler.url is not None
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Model:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from serving.plan.catalog import Model, parse_size
 from serving.plan.errors import InvalidRequest
 
 SEED_MAX = 2**53 - 1
 """Seeds survive JSON and Lua, which both hold integers exactly only up to here."""
+UPSCALE = 2
+"""How many times as wide and high an upscaler makes a frame."""
 
 
 class ClipSpec(BaseModel):
     """A complete, validated description of one clip: the same spec makes the same bytes.
 
     ``width`` and ``height`` are the output's; the model works at ``render_width`` x
-    ``render_height`` and the encoder scales. ``frames`` is what the clip shows; the model
-    makes ``render_frames``, which its VAE can pack, and the surplus is dropped.
+    ``render_height``, its frames are made ``upscale`` times as wide and high, and the encoder
+    scales. ``frames`` is what the clip shows; the model makes ``render_frames``, which its VAE can
+    pack, and the surplus is dropped.
     """
 
     # What does not fit must not bring a prompt into a log.
@@ -38,6 +41,16 @@ class ClipSpec(BaseModel):
     steps: int
     guidance_scale: float
     seed: int
+    upscale: int = 1
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A clip that is not upscaled reads as it did before any was: its checkpoints, which say
+        whose they are, stay good."""
+        fields: dict[str, Any] = dump(self)
+        if self.upscale == 1:
+            del fields["upscale"]
+        return fields
 
     @property
     def frames(self) -> int:
@@ -81,8 +94,10 @@ class ClipSpec(BaseModel):
         fps: int | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        upscale: int | None = None,
     ) -> Self:
-        """Fill in the model's defaults and hold every value to its limits.
+        """Fill in the model's defaults and hold every value to its limits. ``size`` is that of the
+        catalog, before upscaling.
 
         Raises :class:`InvalidRequest` with the offending ``param`` and what is allowed.
         """
@@ -97,12 +112,14 @@ class ClipSpec(BaseModel):
                 "steps": steps,
                 "guidance_scale": guidance_scale,
                 "seed": seed,
+                "upscale": upscale,
             },
         ):
             raise mistake
         limits = model.video
         size = size or limits.default_size
-        width, height = parse_size(size)
+        upscale = upscale or 1
+        width, height = (upscale * side for side in parse_size(size))
         render_width, render_height = limits.render_size(size)
         return cls(
             model=model.id,
@@ -119,6 +136,7 @@ class ClipSpec(BaseModel):
                 guidance_scale if guidance_scale is not None else limits.guidance_scale.default
             ),
             seed=seed,
+            upscale=upscale,
         )
 
 
@@ -149,6 +167,8 @@ def _mistakes(model: Model, given: Mapping[str, object]) -> Iterator[InvalidRequ
             code="unsupported_seconds",
             param="seconds",
         )
+    if given["upscale"] not in (None, 1):
+        yield from _upscaling_mistakes(model, given["upscale"])
     for name, low, high in (
         ("fps", limits.fps.min, limits.fps.max),
         ("steps", limits.steps.min, limits.steps.max),
@@ -163,3 +183,24 @@ def _mistakes(model: Model, given: Mapping[str, object]) -> Iterator[InvalidRequ
                 code="out_of_range",
                 param=name,
             )
+
+
+def _upscaling_mistakes(model: Model, factor: object) -> Iterator[InvalidRequest]:
+    if not model.upscales:
+        why = (
+            f"the model '{model.id}' has no upscaler"
+            if model.upscaler is None
+            else "no model server is set up here that could do it (REELSERVE_TRITON_URL)"
+        )
+        yield InvalidRequest(
+            f"'upscale' is not offered: {why}. Leave it out, or choose a model whose 'upscale' "
+            "in GET /v1/models includes 2.",
+            code="unsupported_parameter",
+            param="upscale",
+        )
+    if factor != UPSCALE:
+        yield InvalidRequest(
+            f"'upscale' must be 1 (not at all) or {UPSCALE}, not {factor}.",
+            code="out_of_range",
+            param="upscale",
+        )

@@ -37,11 +37,13 @@ COMPILE_S_MAX = 300.0
 
 class Stage(StrEnum):
     """What is measured, by what: ``encode`` by nothing, ``step`` by (tokens of a row, rows of the
-    forward), ``decode`` by rendered pixels, ``deliver`` (encode and store) by output pixels."""
+    forward), ``decode`` by rendered pixels, ``upscale`` by the pixels that come of it, ``deliver``
+    (encode and store) by output pixels."""
 
     ENCODE = "encode"
     STEP = "step"
     DECODE = "decode"
+    UPSCALE = "upscale"
     DELIVER = "deliver"
 
 
@@ -101,6 +103,9 @@ class CostModel:
             Stage.ENCODE: Curve([cost.encode_s], lambda size: (1.0,)),
             Stage.STEP: Curve([cost.step_s, 0.0, cost.step_s_per_ktoken / 2, 0.0], _step_features),
             Stage.DECODE: Curve([0.0, cost.decode_s_per_mpixel], _pixel_features),
+            Stage.UPSCALE: Curve(
+                [0.0, model.upscaler.s_per_mpixel if model.upscaler else 0.0], _pixel_features
+            ),
             Stage.DELIVER: Curve([0.0, cost.deliver_s_per_mpixel], _pixel_features),
         }
         self._cells: dict[Stage, dict[Size, Cell]] = {stage: {} for stage in Stage}
@@ -116,7 +121,9 @@ class CostModel:
         or for another catalog entry."""
         entry = self.model
         parts = (entry.cost, entry.family, entry.weights, entry.load, entry.video.frame_multiple)
-        text = repr((FORMAT, parts, entry.video.size_multiple))
+        seat = entry.upscaler
+        upscaling = (seat.model, seat.s_per_mpixel) if seat else ()
+        text = repr((FORMAT, parts, entry.video.size_multiple, *upscaling))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
@@ -140,6 +147,11 @@ class CostModel:
         """VAE decode of a clip of so many pixels, over all of its frames."""
         return self._curves[Stage.DECODE].seconds((rendered_pixels,))
 
+    def upscale_s(self, upscaled_pixels: int) -> float:
+        """On the model server, its queue included, until there are so many pixels, over all
+        frames."""
+        return self._curves[Stage.UPSCALE].seconds((upscaled_pixels,))
+
     def deliver_s(self, output_pixels: int) -> float:
         """H.264, stills and store of a clip of so many pixels, over all of its frames."""
         return self._curves[Stage.DELIVER].seconds((output_pixels,))
@@ -153,6 +165,7 @@ class CostModel:
             steps=spec.steps,
             decode_s=self.decode_s(rendered_pixels(self.model, spec)),
             deliver_s=self.deliver_s(output_pixels(spec)),
+            upscale_s=self.upscale_s(upscaled_pixels(spec)) if spec.upscale > 1 else 0.0,
         )
 
     def marginal_step_ratio(self, tokens: int, rows: int, added_rows: int) -> float:
@@ -197,6 +210,9 @@ class CostModel:
 
     def observe_decode(self, rendered_pixels: int, seconds: float) -> None:
         self._observe(Stage.DECODE, (rendered_pixels,), seconds)
+
+    def observe_upscale(self, upscaled_pixels: int, seconds: float) -> None:
+        self._observe(Stage.UPSCALE, (upscaled_pixels,), seconds)
 
     def observe_deliver(self, output_pixels: int, seconds: float) -> None:
         self._observe(Stage.DELIVER, (output_pixels,), seconds)
@@ -324,6 +340,11 @@ def rendered_pixels(model: Model, spec: ClipSpec) -> int:
     return spec.render_width * spec.render_height * frames
 
 
+def upscaled_pixels(spec: ClipSpec) -> int:
+    """Pixels the upscaler makes, over all frames."""
+    return spec.upscale**2 * spec.render_width * spec.render_height * spec.frames
+
+
 def output_pixels(spec: ClipSpec) -> int:
     """Pixels the encoder gets, over all frames."""
     return spec.width * spec.height * spec.frames
@@ -341,7 +362,7 @@ def _pixel_features(size: Size) -> Features:
     return (1.0, size[0] / 1e6)
 
 
-_SIZE_LENGTHS = {Stage.ENCODE: 0, Stage.STEP: 2, Stage.DECODE: 1, Stage.DELIVER: 1}
+_SIZE_LENGTHS = dict.fromkeys(Stage, 1) | {Stage.ENCODE: 0, Stage.STEP: 2}
 
 
 def _text(size: Size) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from serving.plan.catalog import Model
-from serving.plan.clip import ClipSpec
+from serving.plan.clip import UPSCALE, ClipSpec
 from serving.plan.costs import CostModel
 from serving.plan.estimate import Estimate
 
@@ -31,6 +31,7 @@ def worst_case(costs: CostModel) -> Estimate:
                 fps=limits.fps.max,
                 steps=limits.steps.max,
                 guidance_scale=limits.guidance_scale.max,
+                upscale=UPSCALE if costs.model.upscales else None,
             )
         )
         for size in limits.sizes
@@ -41,12 +42,14 @@ def worst_case(costs: CostModel) -> Estimate:
         steps=limits.steps.max,
         decode_s=max(each.decode_s for each in longest),
         deliver_s=max(each.deliver_s for each in longest),
+        upscale_s=max(each.upscale_s for each in longest),
     )
 
 
 def drain_s(model: Model, learned: Iterable[CostModel] = ()) -> float:
     """How long a replica may take to hand its jobs back: the work it cannot break off, which is a
-    step, a text encoding, or a decode in one piece; and a delivery that has begun.
+    step, a text encoding, or a decode in one piece; and a delivery that has begun, upscaling
+    included.
 
     By the catalog's table, or longer where what was learned says so. Never shorter: a measurement
     that is far too low would cost jobs their last steps. One that is far too high costs time only
@@ -60,4 +63,4 @@ def _drain_s(costs: CostModel) -> float:
     longest = worst_case(costs)
     whole_decode_s = 0.0 if costs.model.load.chunked_decode else longest.decode_s
     unbroken_s = max(longest.step_s, longest.encode_s, whole_decode_s)
-    return DRAIN_S_MIN + MARGIN * (unbroken_s + longest.deliver_s)
+    return DRAIN_S_MIN + MARGIN * (unbroken_s + longest.upscale_s + longest.deliver_s)

@@ -19,6 +19,8 @@ class Estimate:
     steps: int
     decode_s: float
     deliver_s: float
+    upscale_s: float = 0.0
+    """On a model server, so it is none of the device's time."""
 
     @property
     def device_s(self) -> float:
@@ -27,7 +29,7 @@ class Estimate:
 
     @property
     def total_s(self) -> float:
-        return self.device_s + self.deliver_s
+        return self.device_s + self.upscale_s + self.deliver_s
 
     def left_share(self, step: int) -> float:
         """The part of the device's work that ``step`` done steps leave."""

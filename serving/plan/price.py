@@ -10,10 +10,14 @@ MILLI = 1000
 
 
 def price(model: Model, spec: ClipSpec) -> int:
-    """In proportion to length, pixels and steps, rounded up, and not below the minimum."""
+    """In proportion to length, pixels and steps, and for upscaling to length and pixels; rounded
+    up, and not below the minimum."""
     table, limits = model.price, model.video
     width, height = limits.render_size(limits.default_size)
     default = width * height * limits.steps.default
-    asked = spec.render_width * spec.render_height * spec.steps
-    milli_credits = -(-table.per_s * spec.seconds * asked // default)
+    work = table.per_s * spec.steps
+    if spec.upscale > 1 and model.upscaler is not None:
+        work += model.upscaler.per_s * limits.steps.default
+    asked = spec.render_width * spec.render_height * spec.seconds
+    milli_credits = -(-work * asked // default)
     return max(table.minimum, milli_credits)

@@ -8,11 +8,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal, Protocol
 
 from serving.plan.errors import InvalidRequest
 
+SILENT_S_MAX = 60.0
+"""A speaker that makes nothing for longer is taken to hang. It gives up sooner by itself when its
+engine is away."""
+
 Gender = Literal["female", "male", "neutral"]
+
+
+class AudioFormat(StrEnum):
+    """What sound can be delivered as; ``serving/media`` makes it."""
+
+    MP3 = "mp3"
+    OPUS = "opus"
+    AAC = "aac"
+    FLAC = "flac"
+    WAV = "wav"
+    PCM = "pcm"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Models that speak, as the catalog has them: what may be asked of them, what it takes and costs.
 
-A file under ``deployments/catalog/`` with a ``speech`` section is one. They have no replicas of
-their own: an ingress speaks, or has a model server speak, so they stand beside the models of
-:mod:`serving.plan.catalog` and not among them.
+A file under ``deployments/catalog/`` with a ``speech`` section is one. What is heard at once an
+ingress speaks, or has a model server speak, and what may wait a replica that is as light; so they
+stand beside the models of :mod:`serving.plan.catalog` and not among them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from serving.plan.catalog import (
     FloatRange,
     HubWeights,
     PathWeights,
+    Placement,
+    ServerScaling,
     by_name,
     with_default_classes,
 )
@@ -41,7 +43,8 @@ class _Strict(BaseModel):
 class SpeechLimits(_Strict):
     """What it may be asked for. ``voices`` gives names of other services to voices it has."""
 
-    input_chars_max: int = Field(4096, ge=1, le=100_000)
+    input_chars_max: int = Field(4096, ge=1, le=100_000, description="of what is heard at once")
+    job_chars_max: int = Field(40_000, ge=1, le=100_000, description="of a job, which waits")
     sentence_chars_max: int = Field(
         CHARS_MAX, ge=20, le=CHARS_MAX, description="that it can say at a time"
     )
@@ -114,6 +117,10 @@ class SpeechModel(_Strict):
     checkpoint: Checkpoint | None = None
     cost: SpeechCost
     price: SpeechPrice = SpeechPrice()
+    placement: Placement = Field(
+        Placement(num_cpus=0.1, slots=4), description="of the replicas that make its jobs"
+    )
+    scaling: ServerScaling | None = Field(None, description="of its model server, if it has one")
     classes: Annotated[dict[ServiceClass, ClassPolicy], BeforeValidator(with_default_classes)] = (
         Field(dict(DEFAULT_POLICIES), description="what requests of each class may count on")
     )

@@ -186,7 +186,7 @@ def on_cpus(folder: Path) -> None:
             (folder / "catalog" / f"{model}.yaml").write_text(yaml.safe_dump(entry))
     with (folder / "settings.env").open("a") as settings:
         settings.write(f"REELSERVE_MODELS={json.dumps([SMALL, LARGE])}\n")
-        settings.write("REELSERVE_INGRESS_REPLICAS=1\n")
+        settings.write("REELSERVE_INGRESS_REPLICAS=1\nREELSERVE_SPEECH=[]\n")
 
 
 @contextmanager

@@ -569,6 +569,7 @@ async def test_a_completed_video_has_its_timings(
         "encode_s",
         "denoise_s",
         "decode_s",
+        "upscale_s",
         "store_s",
         "total_s",
     }

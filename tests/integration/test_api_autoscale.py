@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 from autoscale.values import Demand, Scaling
 from serving.api import Services
 from serving.media import open_store
-from serving.plan.catalog import Catalog, Model, ScalingPolicy
+from serving.plan.catalog import Catalog, Model, ScalingPolicy, ServerScaling
+from serving.plan.served import ServedPool
 from tests.api import ADMIN, error_of, services_over, serving
 from tests.decisions import decision
 
@@ -116,6 +117,32 @@ async def test_one_model_can_be_named_by_its_alias(operator: httpx.AsyncClient) 
     assert pool["model"] == "demo-wan"
     unknown = error_of(await operator.get(LAST, params={"model": "sora-9"}), 400)
     assert unknown["code"] == "model_not_found"
+
+
+async def test_a_pool_that_a_model_server_does_is_shown_and_exported(services: Services) -> None:
+    served = ServedPool(
+        id="triton/upscale",
+        model="upscale",
+        url="triton:8001",
+        request_s=0.03,
+        scaling=ServerScaling(max_replicas=4),
+        leased=False,
+        objectives_s={"standard": 10.0},
+    )
+    services = replace(services, served={served.id: served})
+    await services.decisions.write({served.id: decision(target=3, wanted=3)})
+    async with serving(services) as client:
+        client.headers["authorization"] = f"Bearer {ADMIN}"
+        everything = (await client.get(LAST)).json()["pools"]
+        assert [pool["model"] for pool in everything] == ["demo-wan", "fixed", "triton/upscale"]
+        (pool,) = (await client.get(LAST, params={"model": "triton/upscale"})).json()["pools"]
+        assert pool["server"] == {"model": "upscale", "url": "triton:8001", "request_s": 0.03}
+        assert (pool["decision"]["target"], pool["replicas"]) == (3, None)
+        assert (await metrics(client))["target_replicas"] == {"triton/upscale": 3}
+    async with serving(replace(services, autoscaling=False)) as client:
+        client.headers["authorization"] = f"Bearer {ADMIN}"
+        assert len((await client.get(LAST)).json()["pools"]) == 2
+        assert not any((await metrics(client)).values())
 
 
 async def test_the_history_is_the_newest_first(

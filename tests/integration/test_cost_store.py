@@ -202,7 +202,7 @@ async def test_a_deployment_drains_as_long_as_earlier_ones_taught(
     from deployments.application import learned_costs, serve_config
 
     def timeout_s(config: dict[str, Any]) -> float:
-        _ingress, pool = config["applications"][0]["deployments"]
+        _ingress, pool, _speaks = config["applications"][0]["deployments"]
         assert pool["name"] == "demo-wan"
         return float(pool["graceful_shutdown_timeout_s"])
 

@@ -144,12 +144,12 @@ async def undisturbed(
     job = await submit(queue, **{"steps": STEPS, **changes})
     if job.spec not in _undisturbed:
         process = workers.start()
-        _undisturbed[job.spec] = await clip(store, await ended(queue, job))
+        _undisturbed[job.clip] = await clip(store, await ended(queue, job))
         process.terminate()
         await died(process)
     else:
         await queue.cancel(job.id, user=job.user)
-    return _undisturbed[job.spec]
+    return _undisturbed[job.clip]
 
 
 @pytest.mark.parametrize("redis_server", ["7"], indirect=True)

@@ -384,7 +384,7 @@ async def test_the_next_estimate_is_what_the_engine_said_the_last_jobs_took(
 
         await until(announced)
     known = (await costs.load(model)).learned[worker.costs.device]
-    found, prior = known.estimate(jobs[0].spec), CostModel(model).estimate(jobs[0].spec)
+    found, prior = known.estimate(jobs[0].clip), CostModel(model).estimate(jobs[0].clip)
     stages = [job.result["stages"] for job in jobs]
     for name, seconds in (
         ("encode", [each["encode_s"] for each in stages]),
@@ -414,7 +414,7 @@ async def test_a_step_is_learned_with_the_rows_its_forward_carried(
             jobs = [await submit(queue, steps=40, seed=seed) for seed in range(together)]
             for job in jobs:
                 await ended(queue, job)
-    tokens = jobs[0].spec.tokens(model)
+    tokens = jobs[0].clip.tokens(model)
     assert set(worker.costs.learned_steps()) == {(tokens, 2), (tokens, 4)}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -25,7 +27,7 @@ def tone(hertz: float, seconds: float, level: float = 0.5) -> bytes:
     return (level * 32767 * np.sin(2 * np.pi * hertz * at)).astype("<i2").tobytes()
 
 
-def encoded(audio_format: AudioFormat, pcm: bytes, piece: int = 8192, **how: float) -> bytes:
+def encoded(audio_format: AudioFormat, pcm: bytes, piece: int = 8192, **how: Any) -> bytes:
     with AudioEncoder(audio_format, SOURCE_HZ, **how) as encoder:
         pieces = [encoder.encode(pcm[at : at + piece]) for at in range(0, len(pcm), piece)]
         return b"".join([*pieces, encoder.finish()])
@@ -149,8 +151,27 @@ def test_loudness_is_as_asked_whatever_it_was(level: float, target: float) -> No
     assert np.abs(after).max() < 10 ** (-1.0 / 20)
 
 
+@pytest.mark.parametrize("audio_format", list(AudioFormat))
+def test_a_file_states_its_length_and_sounds_the_same(
+    tmp_path: Path, audio_format: AudioFormat
+) -> None:
+    pcm, path = tone(440, 3.0), tmp_path / "sound"
+    with path.open("wb") as file, AudioEncoder(audio_format, SOURCE_HZ, into=file) as encoder:
+        assert encoder.encode(pcm) + encoder.finish() == b""
+        made_s = encoder.seconds
+    assert made_s == pytest.approx(3.0, abs=0.01)
+    heard, rate = decoded(audio_format, path.read_bytes())
+    assert len(heard) / rate == pytest.approx(3.0, abs=0.1)
+    if audio_format in ("mp3", "flac", "wav", "opus"):
+        with av.open(path) as container:
+            assert container.duration is not None
+            assert container.duration / 1e6 == pytest.approx(3.0, abs=0.1)
+
+
 def test_what_cannot_be_is_refused() -> None:
-    for how in ({"tempo": 0.0}, {"tempo": 100.0}, {"loudness_lufs": 3.0}, {"loudness_lufs": -99.0}):
+    wrong: list[dict[str, Any]] = [{"tempo": 0.0}, {"tempo": 100.0}]
+    wrong += [{"loudness_lufs": 3.0}, {"loudness_lufs": -99.0}]
+    for how in wrong:
         with pytest.raises(EncodeError, match=r"is outside"):
             AudioEncoder(AudioFormat.MP3, SOURCE_HZ, **how)
     with pytest.raises(EncodeError, match="not a sample rate"):

@@ -98,6 +98,15 @@ def test_explain_prints_the_api_s_answer_as_json(api: Script) -> None:
     assert json.loads(result.stdout) == answer(pool(shown())).body
 
 
+def test_explain_says_who_does_the_work_where_no_replica_of_ours_does(api: Script) -> None:
+    server = {"model": "upscale", "url": "triton:8001", "request_s": 0.03}
+    api.on(ASK, answer({**pool(shown(target=3), "triton/upscale"), "server": server}))
+    said = reelserve("autoscale", "explain").stdout
+    assert "triton/upscale: 3 servers should be there, 1 are; decided 0.5 s ago" in said
+    assert "'upscale' at triton:8001, 0.03 s for a request" in said
+    assert "whoever runs it scales it" in " ".join(said.split())
+
+
 def test_explain_says_when_the_next_replica_is_tried(api: Script) -> None:
     failing = shown(age_s=2.0, bound="backoff", retry_in_s=40.0)
     failing["sample"]["start_failures"] = 3

@@ -29,6 +29,22 @@ def test_a_frontends_size_is_rendered_small_and_kept_as_output(demo_model: Model
     assert (spec.render_width, spec.render_height) == (144, 80)
 
 
+def test_an_upscaled_clip_is_rendered_as_it_was_and_delivered_larger(demo_model: Model) -> None:
+    assert demo_model.upscaler is not None
+    at = demo_model.upscaler.model_copy(update={"url": "triton.internal:8001"})
+    model = demo_model.model_copy(update={"upscaler": at})
+    spec = resolve(model, size="1280x720", upscale=2)
+    assert spec.size == "2560x1440"
+    assert spec.shape == resolve(model, size="1280x720").shape
+    assert ClipSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_a_clip_that_is_not_upscaled_reads_as_it_did_before_any_was(demo_model: Model) -> None:
+    text = resolve(demo_model).model_dump_json()
+    assert "upscale" not in text
+    assert ClipSpec.model_validate_json(text) == resolve(demo_model)
+
+
 @pytest.mark.parametrize(
     ("given", "param", "says"),
     [

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from deployments.settings import StackSettings
 from serving.plan.catalog import BatchPolicy, CostTable
 from serving.plan.clip import ClipSpec
-from serving.plan.costs import CELLS_MAX, CostModel, PoolCosts, Stage
+from serving.plan.costs import CELLS_MAX, CostModel, PoolCosts, Stage, upscaled_pixels
 from serving.plan.curve import WINDOW
 from tests.jobs import spec
 
@@ -220,6 +220,24 @@ def test_every_stage_is_learned() -> None:
     assert costs.encode_s == pytest.approx(0.9, rel=0.05)
     assert costs.decode_s(2 * 10**6) == pytest.approx(4.5, rel=0.1)
     assert costs.deliver_s(10**7) == pytest.approx(7.0, rel=0.1)
+
+
+def test_upscaling_is_learned_and_no_time_of_the_device() -> None:
+    costs = CostModel(MODEL)
+    plain, twice = spec(), spec(upscale=2)
+    made = upscaled_pixels(twice)
+    assert made == 4 * 96 * 96 * 8
+    assert MODEL.upscaler is not None
+    assert costs.estimate(plain).upscale_s == 0
+    assert costs.estimate(twice).upscale_s == pytest.approx(
+        MODEL.upscaler.s_per_mpixel * made / 1e6
+    )
+    costs.observe_upscale(made, 5.0)
+    costs.fold()
+    found = CostModel.from_json(MODEL, costs.device, costs.to_json()).estimate(twice)
+    assert found.upscale_s == pytest.approx(5.0)
+    assert found.device_s == costs.estimate(plain).device_s
+    assert found.total_s == pytest.approx(costs.estimate(plain).total_s + 5.0)
 
 
 def test_a_stage_that_the_table_says_is_free_can_be_learned() -> None:

@@ -50,7 +50,9 @@ def test_the_environment_of_who_renders_changes_nothing(
 def test_a_cluster_deploys_what_a_laptop_deploys() -> None:
     patch = yaml.safe_load((K8S / "overlays/dev/rendered.yaml").read_text())
     config = yaml.safe_load(patch["spec"]["serveConfigV2"])
-    local = serve_config(StackSettings(), scales=AutoscaleSettings())
+    # The same laptop, with the same Triton, which adds sizes to what a model makes.
+    laptop = StackSettings(triton_url="reelserve-triton:8001")
+    local = serve_config(laptop, scales=AutoscaleSettings())
     assert config.pop("proxy_location") == "EveryNode"
     assert config.pop("http_options") == {"host": "0.0.0.0", "port": 8000}  # noqa: S104
     assert config == local
@@ -61,7 +63,8 @@ def test_a_model_that_is_added_is_served_and_placed(k8s: Path) -> None:
     change(overlay / "settings.env", '"wan2.1-t2v-1.3b"', '"wan2.1-t2v-1.3b", "demo-wan"')
     spec = yaml.safe_load(render(overlay))["spec"]
     deployments = yaml.safe_load(spec["serveConfigV2"])["applications"][0]["deployments"]
-    assert [each["name"] for each in deployments] == ["ingress", "wan2.1-t2v-1.3b", "demo-wan"]
+    names = [each["name"] for each in deployments]
+    assert names == ["ingress", "wan2.1-t2v-1.3b", "demo-wan", "espeak"]
     assert deployments[2]["ray_actor_options"]["resources"] == {"cpu-only": 0.001}
 
 

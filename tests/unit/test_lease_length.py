@@ -41,7 +41,7 @@ def lease_s(costs: CostModel) -> float:
         store=nothing,
         held=nothing,
         engine=nothing,
-        left_engine=nothing,
+        left_slot=nothing,
     ).lease_s
 
 
@@ -76,6 +76,16 @@ def test_the_worst_case_has_the_longest_of_every_stage(demo_model: Model) -> Non
     # The largest output is not the largest rendering.
     assert longest.deliver_s == pytest.approx(0.1 * 1792 * 1024 * 12 * 30 / MPIXELS)
     assert longest.decode_s == pytest.approx(0.5 * 256 * 144 * 361 / MPIXELS)
+
+
+def test_where_clips_are_upscaled_that_is_part_of_the_worst_case(demo_model: Model) -> None:
+    assert demo_model.upscaler is not None
+    at = demo_model.upscaler.model_copy(update={"url": "triton.internal:8001"})
+    model = demo_model.model_copy(update={"upscaler": at})
+    assert worst_case(CostModel(demo_model)).upscale_s == 0
+    longest = worst_case(CostModel(model))
+    assert longest.upscale_s == pytest.approx(at.s_per_mpixel * 4 * 256 * 144 * 360 / MPIXELS)
+    assert drain_s(model) > DRAIN_S_MIN + 3 * longest.upscale_s
 
 
 def test_what_was_learned_lengthens_a_drain_within_bounds(demo_model: Model) -> None:

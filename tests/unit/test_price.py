@@ -30,6 +30,14 @@ def test_a_second_at_the_default_size_and_steps_costs_what_the_catalog_says() ->
     assert price(priced(1700), clip(seconds=3)) == 5100
 
 
+def test_upscaling_costs_by_the_second_and_not_by_steps() -> None:
+    assert DEMO.upscaler is not None
+    per_s = DEMO.upscaler.per_s
+    for steps in (DEMO.video.steps.default, 2 * DEMO.video.steps.default):
+        plain = price(priced(1700), clip(seconds=3, steps=steps))
+        assert price(priced(1700), clip(seconds=3, steps=steps, upscale=2)) == plain + 3 * per_s
+
+
 def test_no_clip_costs_less_than_the_minimum() -> None:
     assert price(priced(10, minimum=500), clip(seconds=1)) == 500
     assert price(priced(0), clip()) == 0

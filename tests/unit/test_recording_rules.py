@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from autoscale.signals import SIGNALS, Signal
 from deployments.engine_metrics import COUNTERS, GAUGE
 from tests import tools
 
@@ -119,3 +120,52 @@ def test_a_replica_that_leaves_makes_no_steps_appear(tmp_path: Path, left: str) 
     expected = {(rate, "2m"): {'{model="m"}': 4.0}, (rate, "10m"): {'{model="m"}': 2.0}}
     most = {(f"max_over_time(({rate})[10m:15s]) <= 4", "10m"): {'{model="m"}': 4.0}}
     check(tmp_path, given, {**expected, **most})
+
+
+def test_the_scrape_configuration_is_valid_and_has_the_rules() -> None:
+    config = ROOT / "autoscale" / "prometheus.yaml"
+    done = subprocess.run([tools.promtool(), "check", "config", config], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"1 rule files found" in done.stdout
+    jobs = yaml.safe_load(config.read_text())["scrape_configs"]
+    assert [job["job_name"] for job in jobs] == ["reelserve", "ray", "triton"]
+
+
+def of_triton(metric: str, server: str, values: str) -> dict[str, Any]:
+    labels = f'model="upscale", version="1", instance="{server}:8002"'
+    return {"series": f"{metric}{{{labels}}}", "values": values}
+
+
+def test_what_waits_in_triton_is_recorded_over_all_servers(tmp_path: Path) -> None:
+    waiting = "nv_inference_pending_request_count"
+    given = [
+        of_triton(waiting, "a", "3x40"),
+        of_triton(waiting, "b", "2x20 stale"),
+        of_triton("nv_inference_request_success", "a", "0+30x40"),
+        of_triton("nv_inference_exec_count", "a", "0+10x40"),
+        of_triton("nv_inference_queue_duration_us", "a", "0+60000000x40"),
+    ]
+    names = ("waiting_requests:sum", "queue_seconds:mean5m", "batch_requests:mean5m")
+    total, queue_s, batch = (f"model:triton_{name}" for name in names)
+    check(
+        tmp_path,
+        given,
+        {
+            (total, "4m"): {f'{total}{{model="upscale"}}': 5.0},
+            (total, "8m"): {f'{total}{{model="upscale"}}': 3.0},
+            (f"round({queue_s}, 0.001)", "8m"): {'{model="upscale"}': 2.0},
+            (f"round({batch}, 0.001)", "8m"): {'{model="upscale"}': 3.0},
+        },
+    )
+
+
+@pytest.mark.parametrize("signal", SIGNALS, ids=lambda signal: signal.promql({}))
+def test_every_signal_of_the_autoscaler_is_a_query(signal: Signal, tmp_path: Path) -> None:
+    """With and without a series: no series is no sample, and never zero."""
+    labels = dict.fromkeys(signal.by, "x") | dict(signal.where)
+    text = ", ".join(f'{name}="{value}"' for name, value in labels.items())
+    given = [{"series": f"{signal.metric}{{{text}}}", "values": "3x4 stale"}]
+    by = ", ".join(f'{name}="x"' for name in signal.by)
+    value = {"count": 1.0, "read": 60.0}.get(signal.fold, 3.0)
+    query = signal.promql({})
+    check(tmp_path, given, {(query, "1m"): {f"{{{by}}}": value}, (query, "3m"): {}})

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from deployments.settings import StackSettings
+from deployments.speech import those_that_speak
 from serving.models.espeak import espeak
 from serving.plan.catalog import load_catalog
 from serving.plan.classes import ServiceClass
@@ -121,3 +122,26 @@ def test_names_are_of_one_model_each() -> None:
     assert raised.value.param == "model"
     with pytest.raises(ConfigError, match="no model 'x' that speaks"):
         catalog.only(["x"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own models
+def test_what_speaks_has_replicas_of_its_own_that_are_light() -> None:
+    from deployments.application import serve_config
+
+    def pools(settings: StackSettings) -> dict[str, dict[str, Any]]:
+        deployments = serve_config(settings)["applications"][0]["deployments"]
+        return {each["name"]: each for each in deployments}
+
+    pool = pools(StackSettings())["espeak"]
+    assert (pool["num_replicas"], pool["ray_actor_options"]["num_cpus"]) == (1, 0.1)
+    assert set(pools(StackSettings(speech=[]))) == {"ingress", "demo-wan"}
+
+
+def test_what_cannot_speak_on_a_machine_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> None:
+        raise ConfigError("there is no espeak-ng")
+
+    assert those_that_speak(StackSettings()) == ["espeak"]
+    monkeypatch.setattr("serving.models.espeak.find_library", nowhere)
+    assert those_that_speak(StackSettings()) == []
+    assert those_that_speak(StackSettings(triton_url="triton:8001")) == ["espeak"]

@@ -280,7 +280,7 @@ from serving.plan.speech_model import SpeechModel
 async def open_one():
     async with AsyncExitStack() as stack:
         model = SpeechModel.model_validate_json({models["tiny-bark"].model_dump_json()!r})
-        speaker = await open_speaker(model, "127.0.0.1:9", stack)
+        speaker = open_speaker(model, "127.0.0.1:9", stack)
         print(speaker.sample_rate_hz, *[voice.id for voice in await speaker.voices()])
 asyncio.run(open_one())
 print("torch" in sys.modules, "transformers" in sys.modules)

@@ -22,8 +22,8 @@ class CostCollector(Collector):
         where = ["model", "device", "stage"]
         predictions = CounterMetricFamily(
             "reelserve_cost_predictions",
-            "Stages of jobs (encode, step, decode, deliver) that took what they took after the "
-            "cost model had predicted it.",
+            "Stages of jobs (encode, step, decode, upscale, deliver) that took what they took "
+            "after the cost model had predicted it.",
             labels=where,
         )
         error = GaugeMetricFamily(

@@ -13,7 +13,8 @@
 --                                     <tier>:running_jobs (absent: no limit). JobQueue.apply_tiers writes it
 -- <cell>:job:<id>             hash    the job; serving/jobs/job.py lists the fields
 -- <cell>:user:<user>          hash    tier, created_at; serving/api/users.py writes it
--- <cell>:user:<user>:jobs     zset    the user's job ids by seq
+-- <cell>:user:<user>:jobs     zset    ids of the user's videos by seq
+-- <cell>:user:<user>:audio    zset    the same of what is spoken: these ids begin with audio_
 -- <cell>:user:<user>:running  hash    by id those that are leased; '': as small as a set of numbers
 -- <cell>:user:<user>:inline   hash    the same of those that are streamed as they are made: _inline.lua
 -- <cell>:user:<user>:lines    hash    by "<pool> <class>" how many of them wait there
@@ -120,6 +121,11 @@ local function now_ms()
   end
   the_time = math.max(math.floor(now - back), seen)
   return the_time
+end
+
+-- The list of what a user has of the kind that a job makes.
+local function list_of(user, id)
+  return key('user', user, string.sub(id, 1, 6) == 'audio_' and 'audio' or 'jobs')
 end
 
 local function job_field(id, name)

@@ -84,7 +84,7 @@ local function forget(id)
     return  -- it has no files, and is in no list
   end
   redis.call('SET', key('gone', id), seq .. ' ' .. user, 'EX', 3600)
-  redis.call('ZREM', key('user', user, 'jobs'), id)
+  redis.call('ZREM', list_of(user, id), id)
   redis.call('ZADD', key('garbage'), now_ms(), id)
 end
 

@@ -165,7 +165,7 @@ if inline_ms then
   return {'accepted', limits_told(limits),
     string.format('%s %s %s %s %d %s', seq, now_text, class, from, credits, fence)}
 end
-redis.call('ZADD', key('user', user, 'jobs'), seq, id)
+redis.call('ZADD', list_of(user, id), seq, id)
 if queued == 0 then
   redis.call('SADD', key('pools'), pool)
 end
