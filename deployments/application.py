@@ -39,7 +39,12 @@ log = logging.getLogger(__name__)
 APP_NAME = "reelserve"
 INGRESS_ONGOING_MAX = 20_000
 """Idle clients (streams, long polls) count as ongoing; Serve's default of 5 would starve all."""
+INGRESS_NODE_TYPE = "cpu-only"
+NODE_SHARE = 0.001
+"""What each replica asks of its node type, of which a node offers 1: it says where replicas go, and
+never how many."""
 POLL_S = 0.2
+SHUTDOWN_MARGIN_S = 5
 AUTOSCALING = {
     "min_replicas": 0,
     "max_replicas": 100_000,
@@ -70,21 +75,28 @@ def build(args: Mapping[str, str]) -> Application:
 
 
 def serve_config(
-    settings: StackSettings, learned: Mapping[str, Sequence[CostModel]] | None = None
+    settings: StackSettings,
+    learned: Mapping[str, Sequence[CostModel]] | None = None,
+    scales: AutoscaleSettings | None = None,
 ) -> dict[str, Any]:
     """The serve config for these settings: how many replicas, and what each may take.
 
-    ``learned`` is by model what earlier deployments found out about its work.
+    ``learned`` is by model what earlier deployments found out about its work; ``scales`` is by
+    default what the environment says.
     """
     learned = learned or {}
     models = [*settings.catalog().models.values()]
     speak = [*settings.speech_catalog().models.values()]
-    scales = AutoscaleSettings()
+    scales = scales or AutoscaleSettings()
     ingress = {
         "name": "ingress",
         "num_replicas": settings.ingress_replicas,
         "max_ongoing_requests": INGRESS_ONGOING_MAX,
-        "ray_actor_options": {"num_cpus": 0.1, "runtime_env": _version_env(*models, *speak)},
+        "ray_actor_options": {
+            "num_cpus": 0.1,
+            "resources": {INGRESS_NODE_TYPE: NODE_SHARE},
+            "runtime_env": _version_env(*models, *speak),
+        },
     }
     pools = [
         *(
@@ -124,15 +136,22 @@ def _pool(model: Model | SpeechModel, *, leave_s: float, scales: bool) -> dict[s
         **({"autoscaling_config": AUTOSCALING} if scales else {"num_replicas": place.replicas}),
         # The worker stops leasing in its drain hook, so Serve should get there at once.
         "graceful_shutdown_wait_loop_s": 0.1,
-        "graceful_shutdown_timeout_s": leave_s + 5,
+        "graceful_shutdown_timeout_s": leave_s + SHUTDOWN_MARGIN_S,
         "health_check_period_s": 2,
         "health_check_timeout_s": 10,
         "ray_actor_options": {
             "num_cpus": place.num_cpus,
             "num_gpus": place.num_gpus,
+            "resources": {place.node_type: NODE_SHARE},
             "runtime_env": _version_env(model),
         },
     }
+
+
+def shutdown_s(model: Model | SpeechModel) -> float:
+    """After this, Serve kills a replica that was told to stop, before anything was learned."""
+    leave_s = drain_s(model) if isinstance(model, Model) else DRAIN_S
+    return leave_s + SHUTDOWN_MARGIN_S
 
 
 def _version_env(*models: Model | SpeechModel) -> dict[str, Any]:

@@ -56,6 +56,8 @@ class ModelReplica(HostedWorker):
         self._host(
             worker,
             backends,
+            replica=replica,
+            leave_dir=settings.leave_dir,
             drain_s=lambda: drain_s(model, [worker.costs]),
             beside=metrics.publish_forever(worker.counts),
             close=upscaler.close if upscaler else nothing,

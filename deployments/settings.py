@@ -74,6 +74,12 @@ class StackSettings(BaseSettings):
     traces_ratio: float = Field(
         1.0, ge=0, le=1, description="of the submissions that come without a trace of their own"
     )
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="where Ray exports its metrics; default: a free port"
+    )
+    leave_dir: Path | None = Field(
+        None, description="a folder by which a node that is to go tells its replicas"
+    )
     admin_key: SecretStr | None = Field(None, description="made and printed once when unset")
 
     @classmethod

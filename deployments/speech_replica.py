@@ -37,4 +37,11 @@ class SpeechReplica(HostedWorker):
                 backends.tracer,
                 start_s=process_age_s(),
             )
-        self._host(worker, backends, drain_s=lambda: DRAIN_S, close=speaking.aclose)
+        self._host(
+            worker,
+            backends,
+            replica=replica,
+            leave_dir=settings.leave_dir,
+            drain_s=lambda: DRAIN_S,
+            close=speaking.aclose,
+        )

@@ -196,6 +196,8 @@ class LocalStack:
             os.environ.update(haproxy_environment(self._run_dir()))
         import ray
 
+        from deployments.application import INGRESS_NODE_TYPE
+
         # Before init: an interrupt half way through it must stop what it has started.
         self._exit.callback(ray.shutdown)
 
@@ -209,15 +211,20 @@ class LocalStack:
         )
         speak = self.settings.speech_catalog().models.values()
         cpus += sum(model.placement.replicas * model.placement.num_cpus for model in speak)
+        placements = [*(each.placement for each in models), *(each.placement for each in speak)]
+        node_types = {INGRESS_NODE_TYPE, *(each.node_type for each in placements)}
         ray.init(
             address="local",
             num_cpus=self.settings.logical_cpus or int(cpus + self.settings.ingress_replicas) + 1,
             num_gpus=self.settings.logical_gpus,
+            # This one machine is a node of every type.
+            resources=dict.fromkeys(node_types, 1),
             include_dashboard=False,
             configure_logging=False,
             log_to_driver=False,
             namespace="reelserve",
             _node_ip_address="127.0.0.1",
+            _metrics_export_port=self.settings.metrics_port,
         )
         logging.getLogger("ray").setLevel(logging.ERROR)
         there = ray.cluster_resources().get("GPU", 0)

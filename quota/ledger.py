@@ -118,6 +118,14 @@ class Sums:
     released: int
 
 
+@dataclass(frozen=True)
+class Verified:
+    """The last time all balances were made again: when, as a Unix time, and how many differed."""
+
+    at_s: float
+    differences: int
+
+
 class HoldState(StrEnum):
     HELD = "held"
     CAPTURED = "captured"

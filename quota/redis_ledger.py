@@ -15,6 +15,7 @@ from quota.ledger import (
     Kind,
     Settlement,
     Sums,
+    Verified,
     check_amount,
     check_grant,
     check_names,
@@ -120,6 +121,20 @@ class RedisLedger:
             pipe.hget(key("ledger", "accounts"), "earned")
             (held, released), captured = await pipe.execute()
         return Sums(int(held or 0), int(captured or 0), int(released or 0))
+
+    async def note_verified(self, differences: int) -> None:
+        """Keep what a verification found, for whoever watches."""
+        redis = self.cell.redis
+        async with self.cell.answers():
+            seconds, micros = await redis.time()
+            found = {"at_s": seconds + micros / 1e6, "differences": differences}
+            await redis.hset(self.cell.key("ledger", "verified"), mapping=found)
+
+    async def verified(self) -> Verified | None:
+        """What the last verification found; None if there was none."""
+        async with self.cell.answers():
+            found = await self.cell.redis.hgetall(self.cell.key("ledger", "verified"))
+        return Verified(float(found["at_s"]), int(found["differences"])) if found else None
 
     async def entries(self, *, after: str | None = None, limit: int = 1000) -> Sequence[Entry]:
         """As the protocol has it, of those that are not archived; :class:`LedgerRefused`

@@ -17,7 +17,11 @@ from deployments.redis_server import free_port
 from tests.tools import TOOLS
 
 START_S_MAX = 30
-RULES = Path(__file__).parents[1] / "autoscale" / "rules"
+ROOT = Path(__file__).parents[1]
+RULES = [
+    *(ROOT / "autoscale" / "rules").glob("*.yaml"),
+    ROOT / "k8s/components/monitoring/alerts.yaml",
+]
 
 
 @dataclass(frozen=True)
@@ -34,20 +38,38 @@ class Prometheus:
         found = answer.json()["data"]["result"]
         return [(each["metric"], float(each["value"][1])) for each in found]
 
+    def names(self) -> frozenset[str]:
+        """Of every metric that there is."""
+        answer = httpx.get(f"{self.url}/api/v1/label/__name__/values", timeout=10)
+        answer.raise_for_status()
+        return frozenset(answer.json()["data"])
+
+    def targets(self) -> list[str]:
+        """What is scraped."""
+        answer = httpx.get(f"{self.url}/api/v1/targets", timeout=10)
+        answer.raise_for_status()
+        return [each["scrapeUrl"] for each in answer.json()["data"]["activeTargets"]]
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(10)
 
 
 @contextmanager
-def prometheus(folder: Path, jobs: Mapping[str, Sequence[str]]) -> Iterator[Prometheus]:
+def prometheus(
+    folder: Path, jobs: Mapping[str, Sequence[str]], relabelings: Sequence[Mapping[str, Any]] = ()
+) -> Iterator[Prometheus]:
     """Scrapes ``host:port`` targets by job name, once a second, with the rules we ship."""
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(file) for file in sorted(RULES.glob("*.yaml"))],
+        "rule_files": [str(file) for file in sorted(RULES)],
         "scrape_configs": [
-            {"job_name": name, "static_configs": [{"targets": list(targets)}]}
+            {
+                "job_name": name,
+                "static_configs": [{"targets": list(targets)}],
+                "relabel_configs": [*relabelings],
+            }
             for name, targets in jobs.items()
         ],
     }

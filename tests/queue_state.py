@@ -44,7 +44,7 @@ HEAD = struct.Struct("<dddH")
 
 LASTING = {
     *("schema", "seq", "fence", "seen", "ahead", "tiers", "pools", "parked"),
-    *("ledger", "ledger:accounts", "ledger:sums", "grants_expiring"),
+    *("ledger", "ledger:accounts", "ledger:sums", "ledger:verified", "grants_expiring"),
 }
 """Keys that stay when every job is gone, and beside them those that begin so:"""
 LASTING_OF = (

@@ -61,6 +61,14 @@ def promtool() -> Path:
     return _runs(TOOLS / "bin" / "promtool")
 
 
+def kubectl() -> Path:
+    """What builds the Kubernetes manifests."""
+    program = TOOLS / "bin" / "kubectl"
+    if not program.exists():
+        raise _missing(program, "it is not installed")
+    return program
+
+
 def tritonserver() -> Path:
     """A Triton Inference Server to start; ``tests/triton.py`` does. It has no ``--version``."""
     program = TOOLS / "bin" / "tritonserver"

@@ -12,6 +12,7 @@ from deployments.cli import (
     bench,
     credits,
     jobs,
+    k8s,
     keys,
     ledger,
     loadtest,
@@ -54,6 +55,7 @@ app.add_typer(queue.app, name="queue")
 app.add_typer(autoscale.app, name="autoscale")
 app.add_typer(loadtest.app, name="loadtest")
 app.add_typer(bench.app, name="bench")
+app.add_typer(k8s.app, name="k8s")
 
 
 def _version(wanted: bool) -> None:

@@ -12,6 +12,7 @@ from deployments.cli.client import Client
 from deployments.cli.errors import CliError
 from deployments.cli.output import USER_ENVIRONMENT, JsonOption, reporting, table
 from deployments.demo_models import install
+from serving.plan.catalog import HubWeights, Model
 from serving.plan.errors import ConfigError
 
 app = typer.Typer(help="See what is served; install the demo model.", no_args_is_help=True)
@@ -97,6 +98,54 @@ def install_demo(
             _require_unused(target)
         _install(target)
         out.result({"model": DEMO, "folder": str(target)}, str(target))
+
+
+@app.command(
+    "fetch",
+    epilog="Environment: REELSERVE_MODELS, REELSERVE_MODELS_DIR, REELSERVE_CATALOG_DIRS as of "
+    "`reelserve up`; HF_HOME and HF_TOKEN as of the model hub.",
+)
+def fetch(as_json: JsonOption = False) -> None:
+    """Bring the checkpoints of every model that is served here, before a replica needs them.
+
+    What is there already is left as it is. Of a folder that the catalog names, only the demo's can
+    be brought; any other must be there. Prints each model's folder.
+
+    Example: REELSERVE_MODELS='["wan2.1-t2v-1.3b"]' reelserve models fetch
+    """
+    from deployments.settings import StackSettings
+
+    with reporting(as_json) as out:
+        try:
+            settings = StackSettings.load()
+            models = settings.catalog().models.values()
+            folders = {each.id: _fetch(each, settings.models_folder) for each in models}
+        except ConfigError as error:
+            raise CliError(error.message, code=error.code) from None
+        out.result(folders, *[f"{model}: {folder}" for model, folder in folders.items()])
+
+
+def _fetch(model: Model, models_dir: Path) -> str:
+    """Its folder, once its checkpoint is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    weights = model.weights
+    if isinstance(weights, HubWeights):
+        try:
+            return str(snapshot_download(weights.hub, revision=weights.revision))
+        except (HfHubHTTPError, OSError) as error:
+            raise CliError(
+                f"model '{model.id}': cannot fetch {weights.hub}: {error}", code="cannot_fetch"
+            ) from error
+    folder = Path(weights.path.format(models_dir=models_dir)).expanduser()
+    if model.id == DEMO and not (folder / "model_index.json").is_file():
+        _install(folder)
+    if not (folder / "model_index.json").is_file():
+        raise CliError(
+            f"model '{model.id}': there is no checkpoint in {folder}", code="no_checkpoint"
+        )
+    return str(folder)
 
 
 def _default_folder(data_dir: Path | None) -> Path:

@@ -16,6 +16,7 @@
 --                                       cell:expired what nobody used in time
 -- <cell>:ledger:accounts      hash    issued, earned, expired
 -- <cell>:ledger:sums          hash    held: by all users, now; released: given back from holds, ever
+-- <cell>:ledger:verified      hash    the last verification, which no script reads: at_s, differences (how many)
 -- <cell>:ledger:archived      hash    the newest archive: number, last (the id of the last entry that is in the
 --                                     archives and no longer in the stream), sha256, entries (in all of them)
 -- <cell>:ledger:books:<sha256> hash   the books as of then: quota/books.py has the records

@@ -171,6 +171,7 @@ async def verify_ledger(services: ServicesDep) -> Response:
 
 async def _verification(services: Services) -> dict[str, Any]:
     found = await verify(services.ledger.cell)
+    await services.ledger.note_verified(len(found.differences))
     return {
         "object": "verification",
         "entries": found.entries,

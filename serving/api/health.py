@@ -40,12 +40,12 @@ async def readyz(services: ServicesDep) -> dict[str, str]:
 @router.get("/metrics")
 async def metrics(services: ServicesDep) -> Response:
     """The state of the queue in Redis, so every ingress replica answers the same."""
-    models = services.catalog.models
+    models, ledger = services.catalog.models, services.ledger
     pools = await services.queue.pools(list(services.offered))
     registry = CollectorRegistry()
     registry.register(JobCollector(pools, services.offered))
     registry.register(FleetCollector(pools))
     registry.register(CostCollector([await services.costs.of(each) for each in models.values()]))
-    registry.register(CreditCollector(await services.ledger.sums()))
+    registry.register(CreditCollector(await ledger.sums(), await ledger.verified()))
     registry.register(AutoscaleCollector(services.scaled, await services.decisions.last()))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,8 +1,9 @@
 """The catalog: which models there are, and what each of them can make.
 
-One YAML file per model, under ``deployments/catalog/``; an operator may add a folder of
-their own. A model is declared here once and the API, the replicas and the placement all
-read it. Every mistake is a :class:`ConfigError` that names the file and the field.
+One YAML file per model, under ``deployments/catalog/``; an operator may add a folder of their
+own, whose entries replace ours or, with ``changes``, change fields of them. A model is declared
+here once and the API, the replicas and the placement all read it. Every mistake is a
+:class:`ConfigError` that names the file and the field.
 """
 
 from __future__ import annotations
@@ -274,6 +275,11 @@ class Placement(_Strict):
     replicas: int = Field(1, ge=1, le=1024)
     num_cpus: float = Field(1, ge=0)
     num_gpus: float = Field(0, ge=0)
+    node_type: str = Field(
+        "cpu-only",
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$",
+        description="where they go on a cluster: nodes that offer Ray a resource of this name",
+    )
     slots: int = Field(1, ge=1, le=64, description="jobs resident in one replica at once")
 
 
@@ -438,17 +444,33 @@ class Catalog:
 
 
 def load_catalog(folders: Iterable[Path]) -> Catalog:
-    """Read every ``*.yaml`` of the folders. A later folder's entry replaces an earlier one's."""
+    """Read every ``*.yaml`` of the folders. A later folder's entry replaces an earlier one's; one
+    that begins with ``changes: ID`` is that entry of an earlier folder, but for the fields it has.
+    """
     entries: dict[str, Model] = {}
+    written: dict[str, Mapping[str, object]] = {}
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"the catalog folder {folder} does not exist")
         for file in sorted(folder.glob("*.yaml")):
-            raw = _read(file)
+            raw = _changed(file, _read(file), written)
             if "speech" not in raw:  # serving/plan/speech_model.py reads those
                 model = _model(file, raw)
-                entries[model.id] = model
+                entries[model.id], written[model.id] = model, raw
     return Catalog(entries.values())
+
+
+def _changed(
+    file: Path, raw: Mapping[str, object], written: Mapping[str, Mapping[str, object]]
+) -> Mapping[str, object]:
+    """An entry as a whole. Each field it has replaces the other's as a whole."""
+    if "changes" not in raw:
+        return raw
+    fields = dict(raw)
+    name = str(fields.pop("changes"))
+    if name not in written:
+        raise ConfigError(f"{file}: changes: no model '{name}' before it")
+    return {**written[name], **fields}
 
 
 def load_model(file: Path) -> Model:

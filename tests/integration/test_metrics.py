@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from deployments.housekeeping import apply_objectives
 from quota.ledger import Kind
 from quota.redis_ledger import RedisLedger
 from serving.api import Services
+from serving.api.metrics.jobs import EVENTS, TALLIES
 from serving.jobs import (
     BUCKETS_S,
     Cell,
@@ -175,6 +177,7 @@ async def everything(cell: Cell, demo_model: Model) -> Everything:
         costs.observe_encode(0.1)
         costs.observe_step(324, 2, 0.1)
     await CostStore(cell).sync(costs)
+    await RedisLedger(cell).note_verified(1)
     await Decisions(cell).write({MODEL: decision(MODEL, target=2, wanted=4, bound="hold")})
     return whole
 
@@ -258,12 +261,15 @@ async def test_every_figure_is_what_happened(
         "reelserve_credits_held{}": 2.5,
         "reelserve_credits_captured_total{}": 4.5,
         "reelserve_credits_released_total{}": 3,
+        "reelserve_ledger_differences{}": 1,
     }
     assert {name: values.get(name) for name in expected} == expected
     # Of what nobody promised, nothing is said.
     assert not [name for name in values if "slo_jobs_total{relaxed,first_step" in name]
     assert 0 < values["reelserve_queue_oldest_wait_seconds{burst}"] < 30
     assert 0 <= values["reelserve_replica_start_failure_age_seconds{}"] < 30
+    verified_ago_s = time.time() - values["reelserve_ledger_verified_timestamp_seconds{}"]
+    assert 0 <= verified_ago_s < 30
     assert 0 <= values["reelserve_autoscale_decision_age_seconds{}"] < 30
 
 
@@ -274,10 +280,13 @@ async def test_a_pool_of_which_nothing_is_known_says_what_is_certain(
     values = figures(found)
     assert values["reelserve_backlog_jobs{standard,queued}"] == 0
     assert values["reelserve_replica_start_failures{}"] == 0
+    assert values["reelserve_job_events_total{lease_lost}"] == 0
     assert values["reelserve_credits_held{}"] == 0
     # A time that was never measured is not 0.
     assert not found["reelserve_replica_cold_start_seconds"].samples
     assert not found["reelserve_replica_start_failure_age_seconds"].samples
+    # A ledger that nobody looked at is not right.
+    assert not found["reelserve_ledger_differences"].samples
 
 
 async def test_buckets_reach_an_hour_and_each_has_those_below(
@@ -364,3 +373,16 @@ async def test_the_documentation_lists_what_engines_count() -> None:
     assert [row[0].strip("`") for row in rows] == [f"ray_{name}" for name in names]
     assert [row[1].strip("`") for row in rows] == names
     assert [row[2] for row in rows] == ["counter"] * len(COUNTERS) + ["gauge"]
+
+
+async def test_whatever_the_scripts_count_is_exported() -> None:
+    scripts = (DOCS.parents[1] / "serving/jobs/lua").glob("*.lua")
+    counted = {
+        event
+        for script in scripts
+        for event in re.findall(r"^ *count\([^,]+, '(\w+)'\)", script.read_text(), re.MULTILINE)
+    }
+    assert counted
+    assert counted <= {*EVENTS, *TALLIES}
+    # What a replica finds of a checkpoint is an argument.
+    assert {CheckpointCorrupt.code, "resumed"} <= set(EVENTS)

@@ -122,3 +122,24 @@ def test_a_class_keeps_what_the_entry_does_not_say(tmp_path: Path) -> None:
     assert classes[ServiceClass.STANDARD] == ClassPolicy(share=0.3, first_step_s=60)
     assert classes[ServiceClass.BURST] == ClassPolicy(share=0.5, first_step_s=30)
     assert classes[ServiceClass.RELAXED] == DEFAULT_POLICIES[ServiceClass.RELAXED]
+
+
+def test_an_operators_entry_changes_fields_of_ours(tmp_path: Path) -> None:
+    write(tmp_path, {"changes": "wan2.2-ti2v-5b", "scaling": {"max_replicas": 4}})
+    ours, theirs = load_catalog([BUILTIN]), load_catalog([BUILTIN, tmp_path])
+    before, after = ours.models["wan2.2-ti2v-5b"], theirs.models["wan2.2-ti2v-5b"]
+    assert after.scaling is not None
+    assert after.scaling.max_replicas == 4
+    assert after.model_copy(update={"scaling": None}) == before
+    assert theirs.models.keys() == ours.models.keys()
+
+
+def test_what_changes_nothing_that_is_there_is_a_mistake(tmp_path: Path) -> None:
+    file = write(tmp_path, {"changes": "wan9", "scaling": {"max_replicas": 4}})
+    with pytest.raises(ConfigError, match=f"{file}: changes: no model 'wan9' before it"):
+        load_catalog([BUILTIN, tmp_path])
+
+
+def test_an_entry_that_needs_a_gpu_says_what_nodes_have_it() -> None:
+    for model in load_catalog([BUILTIN]).models.values():
+        assert model.placement.node_type.startswith("gpu-" if model.placement.num_gpus else "cpu-")

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from deployments.cli import client
+from deployments.cli.main import app
 from deployments.cli.output import when
 from tests.scripted import KEY, Answer, Script, error, reelserve
 
@@ -697,3 +699,28 @@ def test_help_needs_no_heavy_library() -> None:
     result = subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True)
 
     assert (result.stdout.strip(), result.returncode) == ("", 0), result.stderr
+
+
+def test_checkpoints_that_come_with_reelserve_are_put_where_replicas_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REELSERVE_MODELS_DIR", str(tmp_path))
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["models", "fetch", "--json"])
+        assert json.loads(done.stdout) == {"demo-wan": str(tmp_path / "demo-wan")}
+    assert (tmp_path / "demo-wan" / "model_index.json").is_file()
+
+
+def test_a_checkpoint_that_nobody_can_bring_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "catalog"
+    folder.mkdir()
+    (folder / "own.yaml").write_text(
+        'changes: demo-wan\nid: own\naliases: []\nweights: {path: "/nowhere"}\n'
+    )
+    monkeypatch.setenv("REELSERVE_MODELS", '["own"]')
+    monkeypatch.setenv("REELSERVE_CATALOG_DIRS", json.dumps([str(folder)]))
+    done = CliRunner().invoke(app, ["models", "fetch"])
+    assert done.exit_code == 1
+    assert "no checkpoint in /nowhere" in done.stderr

@@ -8,15 +8,16 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from quota.ledger import Sums
+from quota.ledger import Sums, Verified
 from serving.plan.price import MILLI
 
 
 class CreditCollector(Collector):
-    """Of all users together, in credits."""
+    """Of all users together, in credits; and whether the books were right when last looked at."""
 
-    def __init__(self, sums: Sums) -> None:
+    def __init__(self, sums: Sums, verified: Verified | None) -> None:
         self._sums = sums
+        self._verified = verified
 
     def collect(self) -> Iterator[Metric]:
         held = GaugeMetricFamily(
@@ -32,4 +33,15 @@ class CreditCollector(Collector):
         held.add_metric([], self._sums.held / MILLI)
         captured.add_metric([], self._sums.captured / MILLI)
         released.add_metric([], self._sums.released / MILLI)
-        yield from (held, captured, released)
+        differences = GaugeMetricFamily(
+            "reelserve_ledger_differences",
+            "Balances that were not what the ledger's entries say, when that was last verified.",
+        )
+        at = GaugeMetricFamily(
+            "reelserve_ledger_verified_timestamp_seconds",
+            "When that was, as a Unix time.",
+        )
+        if self._verified is not None:
+            differences.add_metric([], self._verified.differences)
+            at.add_metric([], self._verified.at_s)
+        yield from (held, captured, released, differences, at)

@@ -31,6 +31,12 @@ REFUSALS = (
     "mismatch",
 )
 """Reasons that ``submit.lua`` has."""
+EVENTS = (
+    *("yielded", "preempted", "lease_lost", "resumed", "resumed_from_memory"),
+    *("checkpoint_corrupt", "checkpoint_foreign", "checkpoint_missing"),
+)
+"""Those that scripts count. Each is there from the start, at 0: a series that begins with its first
+event shows Prometheus no increase."""
 TIMES = {
     "wait": (
         "reelserve_queue_wait_seconds",
@@ -189,8 +195,8 @@ class JobCollector(Collector):
         for model, pool in self._pools.items():
             for state in sorted(TERMINAL):
                 ended.add_metric([model, state], pool.ended.get(state, 0))
-            for event, times in sorted(pool.counts.items()):
-                events.add_metric([model, event], times)
+            for event in EVENTS:
+                events.add_metric([model, event], pool.counts.get(event, 0))
             lost.add_metric([model], pool.steps.get("lost", 0))
             redone.add_metric([model], pool.steps.get("redone", 0))
             for name, tally in tallies.items():
