@@ -65,10 +65,10 @@ def queue(
     """Measure leases from a queue of a million jobs of 10,000 tenants in three classes.
 
     The jobs come by the script that a POST runs. Then replicas lease, heartbeat and finish them
-    by production's scripts, while as many new ones come: first at the pace of a thousand replicas
-    whose jobs take five seconds, which lease_p99_ms is of; then a few that never pause, so that
-    Redis is as busy as it can be (saturated_lease_p99_ms); then a single one, which shows how much
-    of each call was inside Redis. A million jobs take minutes, 1.5 GB of memory and 5 of disk.
+    by production's scripts, while as many new ones come: first at the pace of 200 replicas whose
+    jobs take five seconds; then four that never pause, so that Redis is as busy as it can be, which
+    lease_p99_ms is of; then a single one, which shows how much of each call was inside Redis.
+    A million jobs take minutes, 1.5 GB of memory and 5 of disk.
     Exit code 1: Redis refuses something.
 
     Examples:

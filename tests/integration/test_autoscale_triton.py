@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 from pydantic import SecretStr
 from redis import Redis
@@ -18,23 +17,15 @@ from autoscale.adapter import Plan, ReplicaPolicy
 from autoscale.values import Decision, Pool, Scaling, Server
 from deployments.redis_server import RedisServer
 from deployments.settings import StackSettings
-from serving.models.triton import TritonServer, strings
+from serving.models.triton import TritonServer
 from serving.plan.errors import ServiceUnavailable
-from serving.plan.triton import Tensor, TritonModelSpec
 from tests.api import running_ingress
 from tests.prometheus import prometheus
+from tests.slow_model import SLOW, noted, sleep, taken
 from tests.tools import ROOT
 from tests.triton import TritonServer as Process
 from tests.triton import triton
 
-SLOW = TritonModelSpec(
-    model="slow",
-    inputs={
-        "SECONDS": Tensor(dtype="FP32", shape=(-1, 1)),
-        "NOTES": Tensor(dtype="BYTES", shape=(-1, 1)),
-    },
-    outputs={"SLEPT": Tensor(dtype="FP32", shape=(-1, 1))},
-)
 REQUEST_S = 8.0
 POOL = Pool(
     "triton/slow",
@@ -91,12 +82,12 @@ def crowded(process: Process, folder: Path) -> Iterator[None]:
 
     async def ask() -> None:
         server = TritonServer(process.url)
-        given = {
-            "SECONDS": np.array([[60.0]], np.float32),
-            "NOTES": strings([str(folder / "notes")], 1, 1),
-        }
-        model = server.model(SLOW)
-        asked = [asyncio.create_task(model.infer(given, timeout_s=90)) for _ in range(2)]
+        model, first = server.model(SLOW), folder / "first"
+        asked = [asyncio.create_task(taken(model, sleep(60.0, first), timeout_s=90))]
+        await noted(first, "began")
+        asked.append(
+            asyncio.create_task(taken(model, sleep(60.0, folder / "second"), timeout_s=90))
+        )
         while not over.is_set():
             await asyncio.sleep(0.05)
         for each in asked:

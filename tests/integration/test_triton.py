@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from serving.models.triton import Arrays, TritonModel, TritonServer, strings
+from serving.models.triton import TritonModel, TritonServer, strings
 from serving.plan.errors import (
     ConfigError,
     InvalidInput,
@@ -24,18 +24,11 @@ from serving.plan.errors import (
     ServiceUnavailable,
 )
 from serving.plan.triton import Tensor, TritonModelSpec
+from tests.slow_model import SLOW, noted, sleep, taken
 from tests.tools import ROOT
 from tests.triton import TritonServer as Process
 from tests.triton import triton
 
-SLOW = TritonModelSpec(
-    model="slow",
-    inputs={
-        "SECONDS": Tensor(dtype="FP32", shape=(-1, 1)),
-        "NOTES": Tensor(dtype="BYTES", shape=(-1, 1)),
-    },
-    outputs={"SLEPT": Tensor(dtype="FP32", shape=(-1, 1))},
-)
 TICKS = TritonModelSpec(
     model="ticks",
     inputs={
@@ -72,41 +65,12 @@ def ticks(server: TritonServer) -> TritonModel:
     return server.model(TICKS)
 
 
-def sleep(seconds: float, notes: Path) -> dict[str, Any]:
-    return {
-        "SECONDS": np.array([[seconds]], np.float32),
-        "NOTES": strings([str(notes)], 1, 1),
-    }
-
-
 def count(number: int, every_s: float, notes: Path) -> dict[str, Any]:
     return {
         "COUNT": np.array([number], np.int32),
         "EVERY_S": np.array([every_s], np.float32),
         "NOTES": strings([str(notes)]),
     }
-
-
-def text_of(file: Path) -> str | None:
-    return file.read_text() if file.exists() else None
-
-
-async def noted(notes: Path, word: str) -> str:
-    """What the model has noted, once that holds a word."""
-    async with asyncio.timeout(20):
-        while (text := await asyncio.to_thread(text_of, notes)) is None or word not in text:
-            await asyncio.sleep(0.02)
-    return text
-
-
-async def taken(model: TritonModel, inputs: Arrays, timeout_s: float | None = None) -> Any:
-    """The answer, asked for again while the server is full: one that was given up in its queue
-    counts there for up to half a second more."""
-    async with asyncio.timeout(60):
-        while True:
-            with contextlib.suppress(ModelServerBusy):
-                return await model.infer(inputs, timeout_s=timeout_s)
-            await asyncio.sleep(0.05)
 
 
 @pytest.mark.asyncio
