@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from deployments.patience import end
+from serving.engine import EngineClosed
 from serving.models.family import Frames
 from serving.models.triton_upscaler import TritonUpscaler
 from serving.plan.errors import ServiceUnavailable
@@ -27,7 +28,8 @@ class Upscaling:
     """Of one run.
 
     ``renew`` keeps the run's lease, and raises :class:`StaleLease` when the job is no longer its
-    own. ``leaving`` says that the replica should be gone: then nothing is waited for.
+    own. ``leaving`` says that the replica should be gone: then it stops at the next few frames, and
+    whoever takes the job next goes on from its final latents.
     """
 
     def __init__(
@@ -44,10 +46,13 @@ class Upscaling:
         """``frames``, uint8 [n, height, width, 3], at twice the size, a few at a time.
 
         Raises :class:`ServiceUnavailable` when the server was away for longer than the catalog's
-        ``patience_s``, and :class:`GenerationError` when it cannot do it.
+        ``patience_s``, :class:`EngineClosed` when the replica leaves, and :class:`GenerationError`
+        when the server cannot do it.
         """
         most = self._upscaler.seat.frames
         for first in range(0, len(frames), most):
+            if self._leaving():
+                raise EngineClosed("the replica leaves")
             yield await self._patiently(frames[first : first + most])
 
     async def _patiently(self, frames: Frames) -> Frames:

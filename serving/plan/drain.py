@@ -48,8 +48,8 @@ def worst_case(costs: CostModel) -> Estimate:
 
 def drain_s(model: Model, learned: Iterable[CostModel] = ()) -> float:
     """How long a replica may take to hand its jobs back: the work it cannot break off, which is a
-    step, a text encoding, or a decode in one piece; and a delivery that has begun, upscaling
-    included.
+    step, a text encoding, a decode in one piece, or a few frames at an upscaler; and a delivery
+    that has begun.
 
     By the catalog's table, or longer where what was learned says so. Never shorter: a measurement
     that is far too low would cost jobs their last steps. One that is far too high costs time only
@@ -62,5 +62,12 @@ def drain_s(model: Model, learned: Iterable[CostModel] = ()) -> float:
 def _drain_s(costs: CostModel) -> float:
     longest = worst_case(costs)
     whole_decode_s = 0.0 if costs.model.load.chunked_decode else longest.decode_s
-    unbroken_s = max(longest.step_s, longest.encode_s, whole_decode_s)
-    return DRAIN_S_MIN + MARGIN * (unbroken_s + longest.upscale_s + longest.deliver_s)
+    unbroken_s = max(longest.step_s, longest.encode_s, whole_decode_s, _request_s(costs, longest))
+    return DRAIN_S_MIN + MARGIN * (unbroken_s + longest.deliver_s)
+
+
+def _request_s(costs: CostModel, longest: Estimate) -> float:
+    """What an upscaler takes for the frames of one request."""
+    limits, seat = costs.model.video, costs.model.upscaler
+    frames = max(limits.seconds) * limits.fps.max
+    return longest.upscale_s * min(1.0, seat.frames / frames) if seat else 0.0

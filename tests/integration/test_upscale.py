@@ -231,21 +231,25 @@ async def test_a_clip_whose_server_stays_away_goes_on_elsewhere_from_its_final_l
     await assert_paid_once(cell, model, done)
 
 
-async def test_a_replica_that_leaves_does_not_wait_for_the_server(
+@pytest.mark.parametrize("lost", [False, True], ids=["there", "lost"])
+async def test_a_replica_that_leaves_waits_for_no_more_frames(
     demo_model: Model,
     family: Family,
     cell: Cell,
     queue: JobQueue,
     store: ArtifactStore,
     process: TritonServer,
+    lost: bool,
 ) -> None:
-    async with running(upscaling(demo_model, process), family, cell, store):
+    async with running(upscaling(demo_model, process, frames=1), family, cell, store):
         job = await submit(queue, **LONG)
         await among_its_frames(process, queue, job)
-        await asyncio.to_thread(process.kill)
+        if lost:
+            await asyncio.to_thread(process.kill)
     back = await queue.get(job.id, user="ann")
     assert (back.state, back.checkpoint_step) == (State.QUEUED, job.spec.steps)
-    await asyncio.to_thread(process.start)
+    if lost:
+        await asyncio.to_thread(process.start)
 
 
 async def test_a_cancelled_clip_is_cancelled_among_its_frames(
