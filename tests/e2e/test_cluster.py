@@ -151,6 +151,10 @@ class Cluster:
             base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30, trust_env=False
         )
 
+    def all_busy(self) -> bool:
+        """Whether both replicas of the small model have a job."""
+        return self.counted(f'reelserve_replicas{{model="{SMALL}",state="busy"}}') == 2
+
     def counted(self, metric: str) -> float:
         with self.client() as client:
             lines = client.get("/metrics").text.splitlines()
@@ -236,6 +240,8 @@ def running(folder: Path) -> Iterator[Cluster]:
             made = admin.post("/v1/admin/keys", json={"user": "ann"})
             made.raise_for_status()
             cluster.api_key = made.json()["key"]
+            # As many at once as there is room for.
+            admin.put("/v1/admin/users/ann", json={"tier": "unlimited"}).raise_for_status()
         until(lambda: len(cluster.replicas()[SMALL]) == 2 and len(cluster.replicas()[LARGE]) == 1)
         yield cluster
 
@@ -266,9 +272,7 @@ def test_a_rollout_under_load_loses_no_job_and_redoes_at_most_a_step_of_each(
 ) -> None:
     with cluster.client() as client:
         ids = submit(client, jobs=6, steps=300)
-        until(
-            lambda: cluster.counted('reelserve_replicas{model="wan2.2-ti2v-5b",state="busy"}') == 2
-        )
+        until(cluster.all_busy)
         lost, redone = (
             cluster.counted("reelserve_steps_lost"),
             cluster.counted("reelserve_steps_redone"),
@@ -292,3 +296,15 @@ def test_a_rollout_under_load_loses_no_job_and_redoes_at_most_a_step_of_each(
     assert yields > 0
     assert cluster.counted("reelserve_steps_lost") == lost
     assert cluster.counted("reelserve_steps_redone") - redone <= yields
+
+
+def test_a_node_that_is_killed_loses_no_job(cluster: Cluster) -> None:
+    """It goes as in a power cut; what it had begun goes on where there is still a replica."""
+    with cluster.client() as client:
+        ids = submit(client, jobs=6, steps=300)
+        until(cluster.all_busy)
+        cluster.kill("b")
+        assert completed(client, ids)
+        attempts = [client.get(f"/v1/videos/{each}").json()["attempts"] for each in ids]
+    assert max(attempts) == 2, "the node had no job"
+    assert set(cluster.replicas()[SMALL]) == {"a"}
