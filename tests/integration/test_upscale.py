@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import pytest
+import torch
 
 from deployments.worker import Worker
 from quota.ledger import Kind
@@ -48,8 +49,12 @@ LONG: dict[str, Any] = {**TWICE, "seconds": 4, "fps": 30, "steps": 3, "guidance_
 
 
 @pytest.fixture(scope="module")
-def family(demo_model: Model, models_dir: Path) -> Family:
-    return load_family(demo_model, models_dir)
+def family(demo_model: Model, models_dir: Path) -> Iterator[Family]:
+    threads = torch.get_num_threads()
+    # Two processes of tests with a thread for each core wait for each other more than they compute.
+    torch.set_num_threads(1)
+    yield load_family(demo_model, models_dir)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
