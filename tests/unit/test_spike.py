@@ -293,7 +293,7 @@ def test_every_job_is_submitted_once_and_waited_for(pool: Pool) -> None:
     assert len(set(key)) == len(key) == 8
     assert value["replicas"]["before"] == 1
     assert value["replicas"]["peak"] == 3
-    assert value["replicas"]["first_added_s"] > 0
+    assert value["replicas"]["first_added_s"] >= 0
     # Six attained and two missed meanwhile; what was before and other models do not count.
     assert value["objectives"]["done"] == {"attained": 6, "missed": 2, "share": 0.75}
     times = [each["t_s"] for each in value["timeline"]]
