@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, StableAudioPipeline
-from torch import nn
 
 from deployments.demo_models.sound import train, train_codec, train_denoiser
 from deployments.demo_models.sound.codec import LATENT_NOISE, encode, new_codec
@@ -21,6 +20,7 @@ from deployments.demo_models.sound.render import FRAME, FRAMES, SAMPLES, compose
 from deployments.demo_models.sound.text import new_tokenizer, tokenize
 from deployments.demo_models.sound.world import Sound, training_sounds
 from deployments.demo_models.training import Training
+from tests.trainings import interrupted_after
 
 
 @pytest.fixture(autouse=True)
@@ -46,17 +46,6 @@ def trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> StableAudioPipelin
     train.main()
     pipeline: StableAudioPipeline = load(folder / "checkpoint")
     return pipeline
-
-
-def interrupted_after(steps: int) -> Callable[[Training[nn.Module]], tuple[float, str]]:
-    taken, left = Training._take_step, iter(range(steps))
-
-    def take_step(training: Training[nn.Module]) -> tuple[float, str]:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return taken(training)
-
-    return take_step
 
 
 def test_one_command_trains_all_of_it_and_goes_on_where_it_was_stopped(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from deployments.demo_models.video.train_codec import Bank, Pieces, Stage
 from deployments.demo_models.video.train_denoiser import Bucket
 from deployments.demo_models.video.world import every_caption, scenes
 from serving.models import text_embedding
+from tests.trainings import interrupted_after
 
 CPU = torch.device("cpu")
 
@@ -107,17 +107,6 @@ def trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> WanPipeline:
     train.main()
     pipeline: WanPipeline = WanPipeline.from_pretrained(folder / "checkpoint")
     return pipeline
-
-
-def interrupted_after(steps: int) -> Callable[[Training[nn.Module]], tuple[float, str]]:
-    taken, left = Training._take_step, iter(range(steps))
-
-    def take_step(training: Training[nn.Module]) -> tuple[float, str]:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return taken(training)
-
-    return take_step
 
 
 def test_one_command_trains_all_of_it_and_goes_on_where_it_was_stopped(
