@@ -28,8 +28,10 @@ from quota.tiers import TierFile
 from serving.api import ApiSettings, Keys, Services, UrlSigner, Users
 from serving.jobs import CELL, Cell, CostReader, CostStore, Decisions, JobQueue, JobSettings, Upkeep
 from serving.media import ArtifactStore, open_store
+from serving.plan.catalog import Catalog
 from serving.plan.classes import Offered
 from serving.plan.errors import ConfigError
+from serving.plan.served import ModelServer
 from serving.tracing import NO_TRACER, Tracer
 
 REDIS_TIMEOUT_S = 5.0
@@ -76,6 +78,22 @@ def open_backends(settings: StackSettings, tracer: Tracer) -> Backends:
     return Backends(redis, Cell(redis), open_store(settings.store_url), tracer)
 
 
+def open_upscalers(catalog: Catalog, servers: AsyncExitStack) -> list[ModelServer]:
+    """Each model of a server that models of the catalog are upscaled by, as long as ``servers`` is
+    open. Whoever upscales has connections of its own; these are to ask whether they are there."""
+    seats = [model.upscaler for model in catalog.models.values() if model.upscales]
+    upscalers: dict[tuple[str | None, str], ModelServer] = {}
+    for seat in seats:
+        if seat is not None and (seat.url, seat.model) not in upscalers:
+            # Not every stack has a model server, nor needs its client.
+            from serving.models.triton_upscaler import TritonUpscaler
+
+            upscaler = TritonUpscaler(seat)
+            servers.push_async_callback(upscaler.close)
+            upscalers[seat.url, seat.model] = upscaler
+    return list(upscalers.values())
+
+
 @asynccontextmanager
 async def open_services(
     settings: StackSettings, api: ApiSettings, tracer: Tracer = NO_TRACER
@@ -90,9 +108,9 @@ async def open_services(
     quota = QuotaSettings()
     tiers, packs = TierFile(quota.tiers_path), PackFile(quota.packs_path)
     catalog = settings.catalog()
-    speaking = AsyncExitStack()
+    servers = AsyncExitStack()
     holder = f"ingress-{secrets.token_hex(8)}"
-    speech = await speaking.enter_async_context(open_speech(settings, backends.cell, jobs, holder))
+    speech = await servers.enter_async_context(open_speech(settings, backends.cell, jobs, holder))
     models: list[Offered] = [*catalog.models.values(), *speech.catalog.models.values()]
     housekeeping = asyncio.create_task(
         keep_house(Upkeep(backends.cell, jobs), backends.store, queue, tiers, models),
@@ -119,10 +137,11 @@ async def open_services(
             tracer=backends.tracer,
             speech=speech,
             served=settings.served_pools(),
+            upscalers=open_upscalers(catalog, servers),
         )
     finally:
         await end(housekeeping)
-        await speaking.aclose()
+        await servers.aclose()
         if provider is not None:
             await provider.aclose()
         await backends.close()

@@ -41,6 +41,8 @@ LOCAL_TIER = "unlimited"
 """Of the local user when they are made: the machine is their own."""
 START_S_MAX = 1800.0
 """Weights may have to be downloaded first."""
+READY_S_MAX = 15.0
+"""An ingress asks the model servers before it says that it is ready."""
 
 
 class LocalStack:
@@ -270,14 +272,21 @@ class LocalStack:
     def _wait_until_ready(self) -> None:
         """The proxy learns of new replicas a moment after Serve calls them running."""
         deadline = time.monotonic() + START_S_MAX
+        told = found = f"nothing answers at {self.url}"
         while time.monotonic() < deadline:
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).is_success:
-                    return
+                answer = httpx.get(f"{self.url}/readyz", timeout=READY_S_MAX, trust_env=False)
             except httpx.HTTPError:
                 pass
+            else:
+                if answer.is_success:
+                    return
+                found = _why_not(answer) or found
+            if found != told:
+                self._progress(found)
+                told = found
             time.sleep(0.1)
-        raise ConfigError(f"nothing answers at {self.url}\nLogs: {self.log_dir}")
+        raise ConfigError(f"{found}\nLogs: {self.log_dir}")
 
     def watch(self) -> None:
         """To be called every second or so: starts a redis-server that died again.
@@ -319,3 +328,11 @@ async def local_key(users: Users, keys: Keys, kept: str) -> str:
         return kept
     _, key = await keys.create(LOCAL_USER)
     return key
+
+
+def _why_not(answer: httpx.Response) -> str | None:
+    """What ``/readyz`` says; nothing while it is Serve that answers in its place."""
+    try:
+        return f"not ready: {answer.json()['error']['message']}"
+    except (ValueError, LookupError, TypeError):
+        return None

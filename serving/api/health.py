@@ -15,6 +15,7 @@ from serving.api.metrics import (
     JobCollector,
 )
 from serving.api.services import ServicesDep
+from serving.plan.errors import ReelserveError, ServiceUnavailable
 
 router = APIRouter(tags=["operation"])
 
@@ -29,11 +30,25 @@ async def healthz() -> dict[str, str]:
 async def readyz(services: ServicesDep) -> dict[str, str]:
     """The job store answers, so jobs can be accepted and shown: 503 while it is away, and until
     every model server was found to have what the catalog says. One that is lost later is told of,
-    by the names of its models, and does not take the rest with it."""
+    by the name of its model (``triton/upscale``, say), and does not take the rest with it."""
     await services.queue.ping()
     speakers = services.speech.speakers if services.speech else {}
-    asked = await asyncio.gather(*(speaker.ready() for speaker in speakers.values()))
-    away = [name for name, ready in zip(speakers, asked, strict=True) if not ready]
+    asked = [
+        *((name, speaker.ready()) for name, speaker in speakers.items()),
+        *((upscaler.id, upscaler.ready()) for upscaler in services.upscalers),
+    ]
+    answers = await asyncio.gather(*(ready for _, ready in asked), return_exceptions=True)
+    unfit, away = [], []
+    for (name, _), ready in zip(asked, answers, strict=True):
+        if isinstance(ready, ReelserveError):
+            unfit.append(ready)
+        elif isinstance(ready, BaseException):
+            raise ready
+        elif not ready:
+            away.append(name)
+    if unfit:
+        code = unfit[0].code
+        raise ServiceUnavailable(" ".join(error.message for error in unfit), code=code)
     return {"status": "ready", **dict.fromkeys(away, "away")}
 
 

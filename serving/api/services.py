@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -23,7 +23,7 @@ from serving.media import ArtifactStore
 from serving.plan.catalog import Catalog, Model, ScalingPolicy
 from serving.plan.classes import Offered
 from serving.plan.errors import InvalidRequest, NotFound
-from serving.plan.served import ServedPool
+from serving.plan.served import ModelServer, ServedPool
 from serving.plan.speech import Speaker
 from serving.plan.speech_model import SpeechCatalog, SpeechModel
 from serving.tracing import NO_TRACER, Tracer
@@ -64,6 +64,8 @@ class Services:
     speech: Speech | None = None
     served: Mapping[str, ServedPool] = field(default_factory=dict)
     """What model servers do, which somebody else scales."""
+    upscalers: Sequence[ModelServer] = ()
+    """Those that ``upscale: 2`` needs."""
 
     @property
     def offered(self) -> Mapping[str, Offered]:

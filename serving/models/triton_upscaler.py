@@ -16,7 +16,8 @@ SEAT = TritonModelSpec(model="upscale", inputs={"FRAMES": FRAMES}, outputs={"UPS
 
 
 class TritonUpscaler:
-    """What a catalog entry's ``upscaler`` says. Made within the event loop that uses it."""
+    """What a catalog entry's ``upscaler`` says, and a
+    :class:`~serving.plan.served.ModelServer`. Made within the event loop that uses it."""
 
     def __init__(self, seat: Upscaler) -> None:
         if seat.url is None:
@@ -26,6 +27,26 @@ class TritonUpscaler:
         spec = SEAT.model_copy(update={"model": seat.model, "timeout_s": seat.timeout_s})
         self._model: TritonModel = self._server.model(spec)
         self._checked = False
+
+    @property
+    def id(self) -> str:
+        return self.seat.pool_id
+
+    async def check(self) -> None:
+        """:class:`ConfigError` unless the server's model is of this kind."""
+        await self._model.check()
+        self._checked = True
+
+    async def ready(self) -> bool:
+        if not self._checked:
+            try:
+                await self.check()
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{error.message.rstrip('.')}. Serve one there, or leave the `upscaler` out of "
+                    "the catalog's entries: then `upscale: 2` is not offered."
+                ) from error
+        return await self._model.ready()
 
     async def upscaled(self, frames: Frames) -> Frames:
         """uint8 [n, height, width, 3], RGB, at twice its height and width; ``seat.frames`` at most.
@@ -37,8 +58,7 @@ class TritonUpscaler:
         """
         try:
             if not self._checked:  # the server may come later than we do
-                await self._model.check()
-                self._checked = True
+                await self.check()
             answer = await self._model.infer({"FRAMES": frames})
         except ConfigError as error:
             raise ModelFailed(f"The clip cannot be upscaled: {error.message}") from error

@@ -337,6 +337,11 @@ class Upscaler(_Strict):
     )
     wait_s: float = Field(10.0, gt=0, le=3600, description="frames may wait for it so long")
 
+    @property
+    def pool_id(self) -> str:
+        """Its name among the models of a stack, none of which is called so."""
+        return f"triton/{self.model}"
+
 
 class Model(_Strict):
     """One catalog entry: a pool of replicas that share a queue."""

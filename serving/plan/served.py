@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from serving.plan.catalog import Model, ScalingPolicy
 from serving.plan.classes import ServiceClass
@@ -13,6 +14,19 @@ from serving.plan.speech_model import SpeechModel
 
 REQUEST_CHARS = 1000
 """Of a text of which only the request is seen: what its price is by."""
+
+
+class ModelServer(Protocol):
+    """A model of a server that is not ours, for whoever asks whether it is there."""
+
+    @property
+    def id(self) -> str:
+        """What it is called in answers: of those with the same one, all have to be there."""
+
+    async def ready(self) -> bool:
+        """Whether it would answer now. One that was never held to what the catalog says of it is
+        held to it first: :class:`ConfigError` with the differences, a retryable
+        :class:`ServiceUnavailable` while it is away."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ def _upscaling(model: Model) -> ServedPool | None:
     width, height = model.video.render_size(model.video.default_size)
     pixels = seat.frames * UPSCALE**2 * width * height
     return ServedPool(
-        id=f"triton/{seat.model}",
+        id=seat.pool_id,
         model=seat.model,
         url=seat.url,
         request_s=seat.s_per_mpixel * pixels / 1e6,

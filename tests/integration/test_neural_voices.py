@@ -35,7 +35,7 @@ from serving.plan.errors import InvalidInput, InvalidRequest
 from serving.plan.speech_model import Checkpoint, CheckpointVoice, SpeechModel
 from tests.api import error_of, running_ingress
 from tests.tools import ROOT
-from tests.triton import START_S_MAX, WITH_OURS, triton
+from tests.triton import REPOSITORY, START_S_MAX, WITH_OURS, triton
 from tests.triton import TritonServer as Process
 from tests.voices import tiny_models, vits
 
@@ -63,6 +63,8 @@ def seated(folder: Path, models: Mapping[str, SpeechModel]) -> tuple[Path, dict[
         code.write_text(WITH_OURS + code.read_text().replace(FUTURE, ""))
         entry = model.model_dump(mode="json", exclude_defaults=True)
         (catalog / f"{name}.yaml").write_text(yaml.safe_dump(entry))
+    # The demo model's, which a stack with a Triton server expects there.
+    shutil.copytree(REPOSITORY / "upscale", repository / "upscale")
     return repository, {
         "REELSERVE_CATALOG_DIRS": json.dumps([str(catalog)]),
         # Bits may depend on how many threads share the work.
@@ -85,7 +87,9 @@ def models(folder: Path) -> Mapping[str, SpeechModel]:
 @pytest.fixture(scope="module")
 def process(folder: Path, models: Mapping[str, SpeechModel]) -> Iterator[Process]:
     repository, environment = seated(folder, models)
-    with triton(folder, *models, repository=repository, environment=environment) as server:
+    with triton(
+        folder, *models, "upscale", repository=repository, environment=environment
+    ) as server:
         yield server
 
 

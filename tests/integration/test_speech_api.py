@@ -376,7 +376,7 @@ async def test_triton_is_killed_while_somebody_listens(
     """The text goes on after the restart: heard whole, and paid once."""
     await bought(redis)
     headers = {"authorization": f"Bearer {key}"}
-    with triton(tmp_path / "triton", "speech", "speech_voices") as server:
+    with triton(tmp_path / "triton", "speech", "speech_voices", "upscale") as server:
         through = settings.model_copy(update={"triton_url": server.url})
         with running_ingress(through) as url:
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=90) as http:
@@ -400,7 +400,8 @@ async def test_triton_is_killed_while_somebody_listens(
                 assert (await http.get("/readyz")).json() == {"status": "ready"}
                 # To be told, and the rest goes on without.
                 server.kill()
-                assert (await http.get("/readyz")).json() == {"status": "ready", "espeak": "away"}
+                away = {"espeak": "away", "triton/upscale": "away"}
+                assert (await http.get("/readyz")).json() == {"status": "ready", **away}
     took, alone = seconds("pcm", b"".join(parts)), seconds("pcm", whole.content)
     assert took == pytest.approx(alone, rel=0.02)
     price = -(-100 * len(LONG) // 1000)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,19 @@ import httpx
 import pytest
 import pytest_asyncio
 import yaml
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from deployments.redis_server import RedisServer
 from deployments.settings import StackSettings
 from serving.api import Services
 from serving.jobs import Cell
 from serving.media import open_store
 from serving.plan.catalog import Model
-from tests.api import as_user, error_of, services_over
+from tests.api import as_user, error_of, running_ingress, services_over
+from tests.jobs import until
+from tests.tools import ROOT
+from tests.triton import triton
 
 pytestmark = pytest.mark.asyncio
 
@@ -120,3 +126,73 @@ async def test_a_tiers_sizes_are_those_that_are_delivered(
         error = error_of(await ann.post("/v1/videos", json=BODY | {"upscale": 2}), 403)
         assert error["code"] == "size_not_allowed"
         assert "192x192" in error["message"]
+
+
+@pytest.fixture
+def stack(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> StackSettings:
+    """``redis``: it begins with an empty one."""
+    return StackSettings(
+        redis_url=SecretStr(redis_server.url), data_dir=tmp_path, admin_key=SecretStr("admin")
+    )
+
+
+def entry_with(upscaler: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings of a stack whose demo model has this one."""
+    (folder / "catalog").mkdir()
+    entry = yaml.safe_load((ROOT / "deployments" / "catalog" / "demo-wan.yaml").read_text())
+    entry["upscaler"] |= upscaler
+    (folder / "catalog" / "demo-wan.yaml").write_text(yaml.safe_dump(entry))
+    return {"catalog_dirs": [folder / "catalog"]}
+
+
+async def test_the_upscalers_server_is_part_of_readiness(
+    stack: StackSettings, tmp_path: Path
+) -> None:
+    """Nobody is told of it before it was there; who was told learns when it is lost."""
+    with triton(tmp_path / "triton", "upscale") as server:
+        settings = stack.model_copy(update=entry_with({"url": server.url}, tmp_path))
+        server.kill()
+        with running_ingress(settings) as url:
+            async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+
+                async def all_there() -> bool:
+                    """A connection is tried again within a second."""
+                    return bool((await http.get("/readyz")).json() == {"status": "ready"})
+
+                error = error_of(await http.get("/readyz"), 503)
+                assert error["code"] == "model_server_unreachable"
+                assert server.url in error["message"]
+                await asyncio.to_thread(server.start)
+                await until(all_there)
+                server.kill()
+                gone = await http.get("/readyz")
+                assert gone.status_code == 200
+                assert gone.json() == {"status": "ready", "triton/upscale": "away"}
+                await asyncio.to_thread(server.start)
+                await until(all_there)
+
+
+async def test_a_stack_is_not_ready_while_its_upscaler_is_another_kind_of_model(
+    stack: StackSettings, tmp_path: Path
+) -> None:
+    with triton(tmp_path / "triton", "classify") as server:
+        at = {"model": "classify", "url": server.url}
+        settings = stack.model_copy(update=entry_with(at, tmp_path))
+        with running_ingress(settings) as url:
+            async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+                error = error_of(await http.get("/readyz"), 503)
+    assert error["code"] == "config_error"
+    assert "it has no output UPSCALED" in error["message"]
+    assert "leave the `upscaler` out" in error["message"]
+
+
+async def test_all_that_a_server_lacks_is_said_at_once(
+    stack: StackSettings, tmp_path: Path
+) -> None:
+    with triton(tmp_path / "triton", "classify") as server:
+        settings = stack.model_copy(update={"triton_url": server.url})
+        with running_ingress(settings) as url:
+            async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+                error = error_of(await http.get("/readyz"), 503)
+    for name in ("speech", "upscale"):
+        assert f"'{name}' is not served at {server.url}" in error["message"]
