@@ -29,6 +29,9 @@ HEARTBEATS = 8
 """For each that a job makes here it makes a dozen or more in production, one in 0.25 s."""
 SLOTS = 4
 EXPIRED_S_MAX = 60.0
+REWRITE_S_MAX = 600.0
+SETTLE_S = 5.0
+"""After a rewrite Redis deletes the old log, gigabytes of it, and the disk does little else."""
 FLEET_CONNECTIONS = 16
 """That share the calls of a fleet: enough that a call rarely waits to be sent."""
 
@@ -55,7 +58,8 @@ TIERS = (
 class Plan:
     """``jobs`` that wait, of so many ``tenants``. ``fleet`` of them are run at the pace of
     ``fleet_replicas`` whose jobs take ``job_s``; then so many ``replicas`` that never pause run
-    ``cycles`` of them each, and one alone runs ``alone``."""
+    ``cycles`` of them each, and while Redis rewrites its log ``rewriting``, and one alone runs
+    ``alone``."""
 
     jobs: int = JOBS
     tenants: int = TENANTS
@@ -64,11 +68,15 @@ class Plan:
     job_s: float = 5.0
     replicas: int = 4
     cycles: int = 2000
+    rewriting: int = 1000
+    settle_s: float = SETTLE_S
     alone: int = 500
 
     @classmethod
     def quick(cls) -> Plan:
-        return cls(JOBS_QUICK, TENANTS_QUICK, fleet=160, cycles=200, alone=50)
+        return cls(
+            JOBS_QUICK, TENANTS_QUICK, fleet=160, cycles=200, rewriting=20, settle_s=0, alone=50
+        )
 
 
 def bench_queue(url: str, plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -77,6 +85,8 @@ def bench_queue(url: str, plan: Plan, tell: Callable[[str], None]) -> dict[str, 
     A replica leases jobs while it has slots, says for each how far it is, and ends the oldest; for
     each that ends another is submitted. A fleet does so at random times, as often as its jobs end.
     A few that never pause keep Redis as busy as it can be: any call waits for those of the others.
+    None of that is while Redis rewrites its log, as it does whenever that has doubled; once more it
+    is, and that is a figure of its own.
 
     A call takes from when it is sent until its answer arrived, by the kernel's clock. A replica is
     a process of its own, and reads it then; here one process plays all of them, and ``unread``
@@ -89,10 +99,13 @@ def bench_queue(url: str, plan: Plan, tell: Callable[[str], None]) -> dict[str, 
             f"{plan.jobs:,} jobs wait, {bytes_per_job:,.0f} bytes each; "
             f"now {plan.fleet_replicas:,} replicas lease them"
         )
+        bench.rewrite()
         fleet, fleet_evalsha = bench.fleet()
         tell(f"{len(fleet['lease']):,} leases; now by {plan.replicas} that never pause")
         together, unread_ms, evalsha = bench.together()
-        tell(f"{len(together['lease']):,} leases by {plan.replicas} replicas; now by one")
+        tell(f"{len(together['lease']):,} leases by {plan.replicas} replicas; now during a rewrite")
+        rewriting, rewrite_s = bench.together_while_rewriting()
+        tell(f"{len(rewriting['lease']):,} leases beside a rewrite of {rewrite_s} s; now by one")
         alone, in_redis_us = bench.alone()
     lease = spread_ms(together["lease"])
     value: dict[str, Any] = {
@@ -102,10 +115,13 @@ def bench_queue(url: str, plan: Plan, tell: Callable[[str], None]) -> dict[str, 
         "lease_p99_ms": lease["p99_ms"],
         "lease_max_ms": lease["max_ms"],
         "fleet_lease_p99_ms": spread_ms(fleet["lease"])["p99_ms"],
+        "rewriting_lease_p99_ms": spread_ms(rewriting["lease"])["p99_ms"],
         "bytes_per_job": round(bytes_per_job),
         "fleet": {name: _calls(found) for name, found in fleet.items()},
         "fleet_evalsha": fleet_evalsha,
         "together": {name: _calls(found) for name, found in together.items()},
+        "rewriting": {name: _calls(found) for name, found in rewriting.items()},
+        "rewrite_s": rewrite_s,
         "unread": _calls(unread_ms),
         "evalsha": evalsha,
         "alone": {
@@ -232,6 +248,24 @@ class _Bench:
             time.sleep(0.2)
         raise LoadTestError(f"{volatile:,} keys that should expire within seconds did not")
 
+    def rewrite(self) -> None:
+        """Let Redis write its log anew. The next time it does so by itself is far off then."""
+        ask(self._control, "BGREWRITEAOF")
+        self._wait_until_rewritten()
+        time.sleep(self._plan.settle_s)
+
+    def _wait_until_rewritten(self) -> int:
+        """How many seconds the last rewrite took."""
+        deadline = time.monotonic() + REWRITE_S_MAX
+        while time.monotonic() < deadline:
+            state = info(self._control, "persistence")
+            if state["aof_rewrite_in_progress"] == state["aof_rewrite_scheduled"] == "0":
+                if state["aof_last_bgrewrite_status"] != "ok":
+                    raise LoadTestError("Redis could not rewrite its log; is the disk full?")
+                return int(state["aof_last_rewrite_time_sec"])
+            time.sleep(0.1)
+        raise LoadTestError(f"Redis did not rewrite its log within {REWRITE_S_MAX:.0f} s")
+
     def fleet(self) -> tuple[dict[str, list[float]], dict[str, float]]:
         """Every call's milliseconds by script at the pace of a fleet; what Redis says of it."""
         plan = self._plan
@@ -245,6 +279,14 @@ class _Bench:
     def together(self) -> tuple[dict[str, list[float]], list[float], dict[str, float]]:
         """The same of replicas that never pause; for how long each answer then lay unread."""
         return self._driven(self._plan.replicas, self._plan.cycles, 0.0)
+
+    def together_while_rewriting(self) -> tuple[dict[str, list[float]], int]:
+        """Their calls from when Redis began to write its log anew, and how many seconds it did."""
+        ask(self._control, "BGREWRITEAOF")
+        took, _, _ = self._driven(self._plan.replicas, self._plan.rewriting, 0.0)
+        rewrite_s = self._wait_until_rewritten()
+        time.sleep(self._plan.settle_s)
+        return took, rewrite_s
 
     def _driven(
         self, replicas: int, cycles: int, pause_s: float

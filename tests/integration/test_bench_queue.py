@@ -35,7 +35,15 @@ from serving.jobs import CELL, Cell, JobQueue, Limits, State
 
 TINY = admission.Plan(rounds=2, requests={1: 20, 50: 120})
 SHORT = backlog.Plan(
-    jobs=600, tenants=30, fleet=32, fleet_replicas=1000, replicas=3, cycles=20, alone=5
+    jobs=600,
+    tenants=30,
+    fleet=32,
+    fleet_replicas=1000,
+    replicas=3,
+    cycles=20,
+    rewriting=5,
+    settle_s=0,
+    alone=5,
 )
 
 
@@ -231,7 +239,11 @@ async def test_as_many_jobs_wait_after_the_leases_as_before(
         assert 0 < each["redis_share"] < 1
     state = (await JobQueue(Cell(redis)).pools([POOL]))[POOL]
     assert (state.queued, state.in_progress) == (SHORT.jobs, 0)
-    assert state.ended[State.COMPLETED] == calls["finish"] + SHORT.fleet + SHORT.alone
+    beside = {name: each["calls"] for name, each in found["rewriting"].items()}
+    assert beside["finish"] == beside["submit"] == SHORT.replicas * SHORT.rewriting
+    assert found["rewriting_lease_p99_ms"] == found["rewriting"]["lease"]["p99_ms"]
+    ended = calls["finish"] + beside["finish"] + SHORT.fleet + SHORT.alone
+    assert state.ended[State.COMPLETED] == ended
 
 
 def test_the_command_prints_one_json_value() -> None:
