@@ -5,23 +5,21 @@
 --                                     be paid for (ms)
 local MINUTE_MS, DAY_MS = 60000, 86400000
 
--- The day that now is in: when it began and when it ends. days: midnights around now, ascending, as
--- JSON; where they do not reach, days have 24 hours.
+-- The day that now is in: when it began, as text, and when it ends. days: midnights around now,
+-- ascending; where they do not reach, days have 24 hours.
 local function day_of(days, now)
-  days = cjson.decode(days)
-  local first, last = days[1], days[#days]
-  if now < first then
-    local start = first - math.ceil((first - now) / DAY_MS) * DAY_MS
-    return start, start + DAY_MS
-  elseif now >= last then
-    local start = last + math.floor((now - last) / DAY_MS) * DAY_MS
-    return start, start + DAY_MS
-  end
-  for i = #days - 1, 1, -1 do
-    if now >= days[i] then
-      return days[i], days[i + 1]
+  local began, last
+  for midnight in string.gmatch(days, '%S+') do
+    last = tonumber(midnight)
+    if now < last and began then
+      return began, last
+    elseif now < last then
+      break
     end
+    began = midnight
   end
+  local start = last + math.floor((now - last) / DAY_MS) * DAY_MS
+  return string.format('%d', start), start + DAY_MS
 end
 
 -- Of what the user used: generations and device ms of this day (nil: no day is kept), when all
@@ -29,7 +27,7 @@ end
 local function used_of(user, day)
   local was, generations, gpu_ms, paid =
     unpack(redis.call('HMGET', key('used', user), 'day', 'generations', 'gpu_ms', 'paid'))
-  if day and tonumber(was or nil) == day then
+  if day and was == day then
     return tonumber(generations), tonumber(gpu_ms), tonumber(paid or nil), false
   end
   return 0, 0, tonumber(paid or nil), not was or day ~= nil
@@ -40,19 +38,17 @@ local function keep_used(user, limits, dry)
   if dry == '1' then
     return
   end
-  local used, fields = key('used', user), {}
+  local used, paid = key('used', user), limits.rate and string.format('%.3f', limits.rate.paid)
   if limits.day then
-    fields = {'day', string.format('%d', limits.day), 'generations',
-      string.format('%d', limits.generations), 'gpu_ms', string.format('%d', limits.gpu_ms)}
+    redis.call('HSET', used, 'day', limits.day, 'generations', string.format('%d', limits.generations),
+      'gpu_ms', string.format('%d', limits.gpu_ms), unpack(paid and {'paid', paid} or {}))
+  elseif paid then
+    redis.call('HSET', used, 'paid', paid)
+  else
+    return
   end
-  if limits.rate then
-    fields[#fields + 1], fields[#fields + 2] = 'paid', string.format('%.3f', limits.rate.paid)
-  end
-  if fields[1] then
-    redis.call('HSET', used, unpack(fields))
-    if limits.fresh then
-      redis.call('PEXPIRE', used, 2 * DAY_MS)
-    end
+  if limits.fresh then
+    redis.call('PEXPIRE', used, 2 * DAY_MS)
   end
 end
 

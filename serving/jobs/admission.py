@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,9 +37,13 @@ class Limits:
         if not self.days_ms and any(limit is not None for limit in by_day):
             raise ValueError("a limit for a day needs days_ms")
 
+    @property
+    def days(self) -> str:
+        """``days_ms`` as scripts take them."""
+        return " ".join(map(str, self.days_ms))
+
     def arguments(self) -> tuple[str | int, ...]:
         """As ``submit.lua`` takes them."""
-        days = json.dumps(list(self.days_ms)) if self.days_ms else None
         values = (
             self.inside,
             self.beyond,
@@ -48,7 +51,7 @@ class Limits:
             self.gpu_ms,
             self.queued_jobs,
             self.requests_per_minute,
-            days,
+            self.days,
             self.surge_generations,
             self.surge_inside,
             self.surge_ms,

@@ -156,7 +156,7 @@ class JobQueue:
             user,
             json.dumps(models),
             limits.requests_per_minute or "",
-            json.dumps(list(limits.days_ms)) if limits.days_ms else "",
+            limits.days,
         )
         surge = {pool: bool(is_so) for (pool, _), is_so in zip(models, surging, strict=True)}
         allowance = Allowance.of(limits, now)

@@ -22,19 +22,18 @@ end
 -- What there is to know of a user's limits: the day and what of it was used, where there are days; the
 -- rate, where it is bounded; whether the pool surges. '' is none.
 local function limits_now(user, pool, now, days, per_minute, surge_ms)
-  local limits = {generations = 0, gpu_ms = 0}
+  local generations, gpu_ms, day, ends, paid, fresh, rate = 0, 0
   if days ~= '' then
-    limits.day, limits.ends = day_of(days, now)
+    day, ends = day_of(days, now)
   end
-  if limits.day or per_minute ~= '' then
-    local paid
-    limits.generations, limits.gpu_ms, paid, limits.fresh = used_of(user, limits.day)
+  if day or per_minute ~= '' then
+    generations, gpu_ms, paid, fresh = used_of(user, day)
     if per_minute ~= '' then
-      limits.rate = rate_of(paid, tonumber(per_minute), now)
+      rate = rate_of(paid, tonumber(per_minute), now)
     end
   end
-  limits.surges = surge_ms ~= '' and surges(pool, surge_ms)
-  return limits
+  return {day = day, ends = ends, generations = generations, gpu_ms = gpu_ms, fresh = fresh, rate = rate,
+    surges = surge_ms ~= '' and surges(pool, surge_ms)}
 end
 
 -- As Allowance.of reads them, numbers in one string: generations used, device ms used, when the day ends (ms) or -1,

@@ -33,9 +33,11 @@ local function note_refused(reason)
 end
 
 -- Who was here already.
-local seq, created_ms, was_class, was_from, was_credits, fence =
-  unpack(redis.call('HMGET', key('job', id), 'seq', 'created_ms', 'class', 'from', 'credits', 'fence'))
+local seq, fence = redis.call('HGET', key('job', id), 'seq')
 if seq then
+  local created_ms, was_class, was_from, was_credits
+  created_ms, was_class, was_from, was_credits, fence =
+    unpack(redis.call('HMGET', key('job', id), 'created_ms', 'class', 'from', 'credits', 'fence'))
   return {'accepted', limits_told(limits),
     table.concat({seq, created_ms, was_class, was_from, was_credits or '0', inline_ms and fence or nil}, ' ')}
 end
@@ -149,11 +151,12 @@ if credits > 0 and not hold(user, id, credits) then
   return {'replayed', limits_told(limits), {}, ''}
 end
 seq = string.format('%d', redis.call('INCR', key('seq')))
-local more = {}
+local more, credits_text = {}, '0'
 if credits > 0 then
-  more = {'credits', whole(credits)}
+  credits_text = whole(credits)
+  more = {'credits', credits_text}
 elseif from == 'allowance' and limits.day then
-  more = {'day', string.format('%d', limits.day)}
+  more = {'day', limits.day}
   limits.generations, limits.gpu_ms = limits.generations + 1, limits.gpu_ms + est_device_ms
 end
 keep_used(user, limits)
@@ -177,5 +180,4 @@ end
 if same then
   redis.call('SET', same, id, 'PX', retry_ms)
 end
-return {'accepted', limits_told(limits),
-  string.format('%s %s %s %s %d', seq, now_text, class, from, credits)}
+return {'accepted', limits_told(limits), seq .. ' ' .. now_text .. ' ' .. class .. ' ' .. from .. ' ' .. credits_text}
