@@ -173,7 +173,7 @@ class LeasedRun(ABC):
             result = None
         except (EncodeError, StoreError, OSError) as error:
             raise DeliveryFailed(
-                "The clip could not be encoded or stored. Submit it again; if it happens "
+                "What was made could not be encoded or stored. Submit it again; if it happens "
                 "again, tell the operator."
             ) from error
         finally:

@@ -20,14 +20,14 @@ from serving.plan.price import MILLI
 
 _SHORT = {
     "generations": "Today's {generations} generations of the tier '{tier}' are used up.",
-    "gpu": "Today's {gpu_s} GPU-seconds of the tier '{tier}' do not suffice for this clip.",
+    "gpu": "Today's {gpu_s} GPU-seconds of the tier '{tier}' do not suffice for this.",
     "priority": "service_tier 'priority' is not part of the tier '{tier}'. Ask for 'auto', or for "
     "another tier.",
 }
 
 _FUNDS = {
-    "credits": "This clip costs {price} credits, and you have {balance}.",
-    "max_credits": "This clip costs {price} credits, which is more than your max_credits, {most}.",
+    "credits": "This costs {price} credits, and you have {balance}.",
+    "max_credits": "This costs {price} credits, which is more than your max_credits, {most}.",
     "debt": "You owe {debt} credits, of payments that were taken back. They have to be paid first.",
 }
 

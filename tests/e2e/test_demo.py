@@ -29,7 +29,7 @@ def test_the_demo_makes_a_clip_buys_credits_and_skips_the_line(tmp_path: Path) -
     assert out.read_bytes()[4:8] == b"ftyp"
     said = re.sub(r"\s+", " ", done.stdout)
     assert "a checker sees a red ball moving right on a white background" in said
-    price = re.search(r"refused: This clip costs (\d+) credits, and you have 0\.", said)
+    price = re.search(r"refused: This costs (\d+) credits, and you have 0\.", said)
     assert price is not None, said
     assert re.search(r"buys '10 extra generations': 40 credits for 4\.00 usd", said)
     waiting = re.search(r"(\d) standard jobs of others wait", said)
