@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import WanPipeline
+from diffusers import WanPipeline, attention_backend
 
 from serving.engine import (
     Began,
@@ -33,7 +33,7 @@ from serving.engine import (
     pack,
 )
 from serving.models import solver
-from serving.models.family import Frames
+from serving.models.family import Family, Frames
 from serving.models.load import family_of, tune
 from serving.models.text_embedding import embed
 from serving.models.text_states import TextStates
@@ -126,12 +126,14 @@ class Bench:
         """Loaded anew. Nobody has learned to show its latents yet."""
         changes = {} if batch is None else {"batch": batch}
         model = self._model.model_copy(update=changes)
-        return family_of(model, self._make(), self.device)
+        with _attention_of_its_own():
+            return family_of(model, self._make(), self.device)
 
     @cached_property
     def library(self) -> WanPipeline:
         pipeline = self._make().to(self.device)
-        tune(self._model, pipeline.transformer)
+        with _attention_of_its_own():
+            tune(self._model, pipeline.transformer)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -139,7 +141,8 @@ class Bench:
     def _hand(self) -> tuple[WanPipeline, TextStates]:
         pipeline = self._make().to(self.device)
         states = TextStates(pipeline.transformer)
-        tune(self._model, pipeline.transformer)
+        with _attention_of_its_own():
+            tune(self._model, pipeline.transformer)
         return pipeline, states
 
     def by_library(self, clips: Sequence[ClipSpec]) -> list[torch.Tensor]:
@@ -217,6 +220,14 @@ def _of_text(model: Model) -> Model:
     return model.model_copy(update={"video": video, "preview": None})
 
 
+@contextmanager
+def _attention_of_its_own() -> Iterator[None]:
+    """Within, a transformer may be given its attention. The library makes that the default of all
+    the process's models that were given none, which are others to compare it with."""
+    with attention_backend("native"):
+        yield
+
+
 def now(device: torch.device) -> float:
     """The time once the device has done all that it was given, in seconds."""
     if device.type == "cuda":
@@ -239,7 +250,7 @@ class Driver:
 
     def __init__(
         self,
-        family: WanFamily,
+        family: Family,
         policy: CheckpointPolicy = NO_CHECKPOINTS,
         previews: PreviewPolicy | None = None,
     ) -> None:
@@ -254,7 +265,7 @@ class Driver:
     @contextmanager
     def of(
         cls,
-        family: WanFamily,
+        family: Family,
         policy: CheckpointPolicy = NO_CHECKPOINTS,
         previews: PreviewPolicy | None = None,
     ) -> Iterator[Driver]:
@@ -336,6 +347,29 @@ class Driver:
                     self.engine.drop(run_id)
                 case Dropped():
                     return ran
+
+    def crowd_s(self, clips: Sequence[ClipSpec]) -> list[float]:
+        """Seconds of each forward that carried all of these, from boundary to boundary; but for the
+        first, before which some of them joined. They are of one shape and fit into one."""
+        self.submit(clips[0].model_copy(update={"steps": clips[0].steps + 1}))  # may be ahead by 1
+        for spec in clips[1:]:
+            self.submit(spec)
+        rows = sum(spec.rows for spec in clips)
+        seconds: list[float] = []
+        last: float | None = None
+        left = len(clips)
+        while left:
+            at, event = self.next()
+            match event:
+                case Stepped(rows=carried, leads=True):
+                    if last is not None and carried == rows:
+                        seconds.append(at - last)
+                    last = at if carried == rows else None
+                case Denoised(run_id=run_id):
+                    self.engine.drop(run_id)
+                case Dropped():
+                    left -= 1
+        return seconds
 
     def yielded(self, spec: ClipSpec, step: int) -> bytes:
         """The checkpoint of a clip that was told to leave after this many steps, or soon after."""
