@@ -186,15 +186,15 @@ def bench_gpu(
     }
     sections = Sections(value, tell, out=out, budget_s=budget_s)
     with Kernels.of(made.bench) as kernels:
-        value["left_out"] = kernels.errors
+        value["left_out"], value["ready_s"] = kernels.errors, kernels.ready_s
         of_kernels = partial(_kernels, made, plan, kernels, sections.expired, tell)
         for name, find in chain(
             _speed(made, plan, device, of_kernels),
             _checks(made, demo, weights, plan, device),
             _beside(made, plan),
-            _curve(made, plan, (plan.small, *plan.batched[:1]), sections.expired),
+            _curve(made, plan, (plan.small, *plan.batched), sections.expired),
             _compiled_speed(plan, of_kernels),
-            _curve(made, plan, (*plan.batched[1:], plan.large), sections.expired),
+            _curve(made, plan, (plan.large,), sections.expired),
         ):
             sections.run(name, find)
     value["outputs"] = agreement(value)

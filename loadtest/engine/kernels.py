@@ -4,9 +4,11 @@ the engine, which take turns."""
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -59,6 +61,8 @@ class Kernels:
         self._bench = bench
         self._loaded: dict[Variant, Callable[[ClipSpec], Ran]] = {}
         self.errors: dict[str, str] = {}
+        self.ready_s: dict[str, float] = {}
+        """Seconds of loading, compiling and a first step, by variant and shape."""
         self._stack = ExitStack()
 
     @classmethod
@@ -84,17 +88,21 @@ class Kernels:
         spec = clip_of(shape.width, shape.height, shape.frames, steps=steps)
         ready: dict[str, Callable[[], Ran]] = {}
         for variant in variants:
+            name = f"{shape.name}, {variant.name}"
             if expired():
-                self.errors[f"{variant.name}, {shape.name}"] = "no time left"
+                self.errors[name] = "no time left"
                 continue
+            began = time.perf_counter()
             try:
                 run = self._run(variant)
                 run(spec.model_copy(update={"steps": 1}))
             except Exception as error:
-                self.errors[f"{variant.name}, {shape.name}"] = in_short(error)
-                tell(f"{shape.name}, {variant.name}: {in_short(error)}")
+                self.errors[name] = in_short(error)
+                tell(f"{name}: {in_short(error)}")
                 continue
-            ready[variant.name] = lambda run=run: run(spec)  # type: ignore[misc]
+            self.ready_s[name] = round(time.perf_counter() - began, 2)
+            tell(f"{name}: ready after {self.ready_s[name]} s")
+            ready[variant.name] = partial(run, spec)
         ran = taking_turns(ready, rounds)
         return {variant: ran[variant.name] for variant in variants if variant.name in ran}
 
