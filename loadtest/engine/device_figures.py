@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from loadtest.engine.driver import NO_CHECKPOINTS, Driver
 from loadtest.engine.figures import EVERY_OTHER_STEP, PREVIEW_STEPS, yields_ms
 from loadtest.engine.flops import Shape
 from loadtest.engine.timing import share_of_laden
-from loadtest.engine.work import NO_CHECKPOINTS, Bench, Driver, clip_of
+from loadtest.engine.work import Bench, clip_of
 from serving.engine import unpack
 from serving.plan.catalog import BatchPolicy, PreviewPolicy
 from serving.plan.clip import ClipSpec

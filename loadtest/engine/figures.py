@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from loadtest.engine.driver import NO_CHECKPOINTS, Driver
 from loadtest.engine.timing import in_turns, share_of_laden, speed_up, step_cost, typical_s
-from loadtest.engine.work import NO_CHECKPOINTS, Bench, Driver, clip, mixed_clips
+from loadtest.engine.work import Bench, clip, mixed_clips
 from serving.plan.catalog import BatchPolicy, CheckpointPolicy, Model, PreviewPolicy
 from serving.plan.clip import ClipSpec
 

@@ -14,9 +14,10 @@ from typing import Any, Literal
 import torch
 
 from loadtest.engine.attention import in_short
+from loadtest.engine.driver import Driver, Ran
 from loadtest.engine.flops import Shape, forward_flop, utilisation
 from loadtest.engine.timing import taking_turns
-from loadtest.engine.work import Bench, Driver, Ran, clip_of
+from loadtest.engine.work import Bench, clip_of
 from serving.plan.clip import ClipSpec
 
 Tell = Callable[[str], None]

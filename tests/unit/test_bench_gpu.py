@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from loadtest.engine import outputs
 from loadtest.engine.attention import BACKENDS, bench_attention
+from loadtest.engine.driver import Driver, EngineFailed, Ran
 from loadtest.engine.flops import WAN_1_3B, Shape, attention_flop, forward_flop, utilisation
 from loadtest.engine.gpu import GpuPlan, agreement, bench_gpu, verdicts
 from loadtest.engine.kernels import (
@@ -27,7 +28,7 @@ from loadtest.engine.kernels import (
 )
 from loadtest.engine.sections import Sections
 from loadtest.engine.timing import taking_turns
-from loadtest.engine.work import Bench, Driver, EngineFailed, Ran, clip
+from loadtest.engine.work import Bench, clip
 from serving.engine import unpack
 from serving.models.tiny import CPU, TRANSFORMER, as_loaded, random_pipeline
 from serving.plan.catalog import BatchPolicy, Model, load_model
