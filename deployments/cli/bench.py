@@ -18,6 +18,7 @@ import typer
 
 from deployments.cli.bench_autoscale import autoscale
 from deployments.cli.bench_engine import engine
+from deployments.cli.bench_gpu import gpu
 from deployments.cli.bench_policies import policies
 from deployments.cli.bench_queue import admission, queue
 from deployments.cli.bench_speech import speech
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command("admission")(admission)
 app.command("queue")(queue)
 app.command("engine")(engine)
+app.command("gpu")(gpu)
 app.command("policies")(policies)
 app.command("autoscale")(autoscale)
 app.command("speech")(speech)

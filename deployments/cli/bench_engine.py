@@ -39,8 +39,8 @@ def engine(
         import torch
 
         from loadtest.engine import bench_engine
+        from loadtest.engine.driver import EngineFailed
         from loadtest.engine.figures import Plan
-        from loadtest.engine.work import EngineFailed
         from loadtest.summary import machine
         from serving.plan.catalog import load_catalog
 

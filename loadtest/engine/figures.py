@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from loadtest.engine.driver import NO_CHECKPOINTS, Driver
 from loadtest.engine.timing import in_turns, share_of_laden, speed_up, step_cost, typical_s
-from loadtest.engine.work import NO_CHECKPOINTS, Bench, Driver, clip, mixed_clips
+from loadtest.engine.work import Bench, clip, mixed_clips
 from serving.plan.catalog import BatchPolicy, CheckpointPolicy, Model, PreviewPolicy
+from serving.plan.clip import ClipSpec
 
 Tell = Callable[[str], None]
 
@@ -28,6 +30,7 @@ TARGETS = {
 }
 """At least for the first, at most for the others."""
 SMALLEST = BatchPolicy(rows=2)
+EVERY_OTHER_STEP = CheckpointPolicy(every_s=NO_CHECKPOINTS.every_s, every_steps=2, bytes_per_s=1e12)
 PREVIEW_STEPS = 4
 """Every few steps; the shipped schedule, every two seconds, is rarer with most models."""
 
@@ -182,9 +185,8 @@ def _lone_job(bench: Bench, plan: Plan, tokens: int, tell: Tell) -> float:
 
 def _checkpoints(bench: Bench, plan: Plan, tokens: int, tell: Tell) -> float:
     """A snapshot after every other step, packed beside the next, against the steps between."""
-    policy = CheckpointPolicy(every_s=NO_CHECKPOINTS.every_s, every_steps=2, bytes_per_s=1e12)
     spec = clip(tokens, steps=plan.laden_steps)
-    with Driver.of(bench.family(), policy) as driver:
+    with Driver.of(bench.family(), EVERY_OTHER_STEP) as driver:
         share = share_of_laden(driver.timed_steps(spec) for _ in range(plan.laden_runs))
     tell(f"{tokens} tokens: a step takes {share:.1%} longer with a checkpoint")
     return round(share, 4)
@@ -206,10 +208,14 @@ def _previews(bench: Bench, plan: Plan, tokens: int, tell: Tell) -> float:
 
 def _yields_ms(bench: Bench, plan: Plan, tell: Tell) -> list[float]:
     """Asked at various moments of a step of 320 tokens."""
-    spec = clip(320, steps=1000)
     with Driver.of(bench.family()) as driver:
-        step_s = statistics.median(driver.steps_s(clip(320, steps=4)))
-        delays_s = [step_s * number / plan.yields for number in range(plan.yields)]
-        found = [1000 * driver.yield_s_beyond_step(spec, delay_s) for delay_s in delays_s]
+        found = yields_ms(driver, clip(320, steps=1000), plan.yields)
     tell(f"a yield takes at most {max(found):.2f} ms beyond the step in progress")
     return found
+
+
+def yields_ms(driver: Driver, spec: ClipSpec, count: int) -> list[float]:
+    """From the end of the step in progress until the clip has left; ``spec`` has steps enough."""
+    step_s = statistics.median(driver.steps_s(spec.model_copy(update={"steps": 4})))
+    delays_s = [step_s * number / count for number in range(count)]
+    return [1000 * driver.yield_s_beyond_step(spec, delay_s) for delay_s in delays_s]

@@ -6,7 +6,7 @@ What is measured and its baseline take turns, so that both meet the same neighbo
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,18 +15,21 @@ T = TypeVar("T")
 def in_turns(
     baseline: Callable[[], T], measured: Callable[[], T], repeats: int
 ) -> tuple[list[T], list[T]]:
-    """Results of both, after one run of each to warm up that does not count.
-
-    Each goes first every other time, so that neither is always the one after a pause.
-    """
+    """Results of both, after one run of each to warm up that does not count."""
     baseline(), measured()
-    before: list[T] = []
-    after: list[T] = []
-    for number in range(repeats):
-        turns = [(before, baseline), (after, measured)]
-        for results, run in turns if number % 2 == 0 else reversed(turns):
-            results.append(run())
-    return before, after
+    results = taking_turns({"baseline": baseline, "measured": measured}, repeats)
+    return results["baseline"], results["measured"]
+
+
+def taking_turns(runs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """Results of each, one a round. They go backwards every other round, so that none is always
+    the one after a pause."""
+    results: dict[str, list[T]] = {name: [] for name in runs}
+    for number in range(rounds):
+        turns = list(runs.items())
+        for name, run in turns if number % 2 == 0 else reversed(turns):
+            results[name].append(run())
+    return results
 
 
 def speed_up(baseline_s: Sequence[float], measured_s: Sequence[float]) -> dict[str, float]:

@@ -55,6 +55,16 @@ def _load_wan(model: Model, models_dir: Path) -> WanFamily:
         raise ConfigError(
             f"model '{model.id}': cannot load a Wan checkpoint from {source}: {error}"
         ) from error
+    return family_of(model, pipeline, device)
+
+
+def family_of(model: Model, pipeline: Any, device: torch.device) -> WanFamily:
+    """A Wan pipeline that is on no device yet, with the entry's options, on this one.
+
+    Raises :class:`ConfigError` where the entry says of the checkpoint what is not so, or asks for
+    what cannot be done here.
+    """
+    options = model.load
     try:
         family = WanFamily(
             pipeline,
@@ -74,10 +84,7 @@ def _load_wan(model: Model, models_dir: Path) -> WanFamily:
     _check_scale(model, pipeline)
     _check_inputs(model, pipeline)
     for transformer in _transformers(pipeline):
-        if options.attention:
-            _set_attention(model, transformer, options.attention)
-        if options.compile:
-            compile_blocks(transformer, shapes=shapes(model))
+        tune(model, transformer)
     if options.vae_tiling:
         pipeline.vae.enable_tiling()
     _place(pipeline, options, device)
@@ -112,6 +119,17 @@ def _dtypes(options: LoadOptions, kind: Any) -> dict[str, torch.dtype]:
 
 def _transformers(pipeline: Any) -> list[Any]:
     return [part for part in (pipeline.transformer, pipeline.transformer_2) if part is not None]
+
+
+def tune(model: Model, transformer: Any) -> None:
+    """Give a transformer the attention and the compiled blocks that the entry asks for.
+
+    Raises :class:`ConfigError` for an attention backend that cannot be used here.
+    """
+    if model.load.attention:
+        _set_attention(model, transformer, model.load.attention)
+    if model.load.compile:
+        compile_blocks(transformer, shapes=shapes(model))
 
 
 def _set_attention(model: Model, transformer: Any, backend: str) -> None:

@@ -1,10 +1,14 @@
-"""A tiny Wan checkpoint with random weights, made on the spot, for tests and benches.
+"""Wan checkpoints with random weights, made on the spot, for tests and benches.
 
-It has every part a released checkpoint has, so whatever works with it works with real weights;
-only its pictures mean nothing.
+They have every part a released checkpoint has, so whatever works with them works with real weights;
+only their pictures mean nothing.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from diffusers import (
@@ -19,45 +23,76 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 SEED = 20261120
 TEXT_CHANNELS = 64
 LATENT_CHANNELS = 16
+CPU = torch.device("cpu")
+TRANSFORMER: Mapping[str, Any] = MappingProxyType(
+    {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 4,
+        "attention_head_dim": 32,
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "text_dim": TEXT_CHANNELS,
+        "freq_dim": 64,
+        "ffn_dim": 256,
+        "num_layers": 4,
+    }
+)
+"""The tiny transformer; of a released one, ``transformer/config.json`` says as much."""
 
 
 def tiny_pipeline() -> WanPipeline:
     """The pipeline itself, on the CPU in float32."""
+    return random_pipeline(TRANSFORMER)
+
+
+def random_pipeline(
+    transformer: Mapping[str, Any],
+    *,
+    text_layers: int = 2,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+) -> WanPipeline:
+    """A pipeline around a transformer of this configuration, whose latents have 16 channels.
+
+    The transformer and the text encoder are ``dtype``, the VAE is float32, as the catalog loads
+    them. The transformer's weights are drawn on ``device``, where billions take no time, and lie
+    there; the small parts are on the CPU. Other devices draw other weights.
+    """
     tokenizer = byte_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         text_encoder = UMT5EncoderModel(
             UMT5Config(
                 vocab_size=len(tokenizer),
-                d_model=TEXT_CHANNELS,
+                d_model=transformer["text_dim"],
                 d_kv=16,
                 d_ff=128,
-                num_layers=2,
+                num_layers=text_layers,
                 num_heads=4,
             )
         )
-        transformer = WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=4,
-            attention_head_dim=32,
-            in_channels=LATENT_CHANNELS,
-            out_channels=LATENT_CHANNELS,
-            text_dim=TEXT_CHANNELS,
-            freq_dim=64,
-            ffn_dim=256,
-            num_layers=4,
-        )
+        with device:
+            model = WanTransformer3DModel(**transformer)
         vae = AutoencoderKLWan(base_dim=8, z_dim=LATENT_CHANNELS, num_res_blocks=1)
     return WanPipeline(
         tokenizer=tokenizer,
-        text_encoder=text_encoder.eval(),
-        transformer=transformer.eval(),
+        text_encoder=text_encoder.eval().to(dtype),
+        transformer=as_loaded(model.eval(), dtype),
         vae=vae.eval(),
         # The solver and the shift that Wan's own checkpoints carry.
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
     )
+
+
+def as_loaded(transformer: WanTransformer3DModel, dtype: torch.dtype) -> WanTransformer3DModel:
+    """With the dtypes that ``from_pretrained(dtype=…)`` gives: some parts stay float32."""
+    kept = set(transformer._keep_in_fp32_modules)
+    for name, parameter in transformer.named_parameters():
+        if kept.isdisjoint(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return transformer
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -11,9 +11,10 @@ import torch
 from typer.testing import CliRunner
 
 from loadtest.engine import figures
+from loadtest.engine.driver import Driver
 from loadtest.engine.figures import TARGETS, Plan, bench_engine, judged
 from loadtest.engine.timing import in_turns, share_of_laden, speed_up, step_cost, typical_s
-from loadtest.engine.work import SHAPES, Bench, Driver, clip, mixed_clips
+from loadtest.engine.work import SHAPES, Bench, clip, mixed_clips
 from serving.plan.catalog import CheckpointPolicy, Model, load_model
 
 TINY = Plan(
