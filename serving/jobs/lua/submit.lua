@@ -33,7 +33,10 @@ local function note_refused(reason)
 end
 
 -- Who was here already.
-local seq, fence = redis.call('HGET', key('job', id), 'seq')
+local remembered = idempotency_key ~= '' and key('idempotent', user, idempotency_key)
+local before = remembered and redis.call('GET', remembered)
+-- What a key remembers came with its job, so where it remembers nothing there is no job.
+local seq, fence = (before or not remembered) and redis.call('HGET', key('job', id), 'seq')
 if seq then
   local created_ms, was_class, was_from, was_credits
   created_ms, was_class, was_from, was_credits, fence =
@@ -41,13 +44,8 @@ if seq then
   return {'accepted', limits_told(limits),
     table.concat({seq, created_ms, was_class, was_from, was_credits or '0', inline_ms and fence or nil}, ' ')}
 end
-local remembered = idempotency_key ~= '' and key('idempotent', user, idempotency_key)
-if remembered then
-  local before = redis.call('GET', remembered)
-  local of_body, job
-  if before then
-    of_body, job = string.match(before, '^(%S+) (%S+)$')
-  end
+if before then
+  local of_body, job = string.match(before, '^(%S+) (%S+)$')
   if of_body and of_body ~= body then
     note_refused('mismatch')
     return {'mismatch'}
