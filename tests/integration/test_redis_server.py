@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from deployments.redis_server import RedisServer, find_redis_server
+from deployments.redis_server import MALLOC, RedisServer, find_redis_server
 from serving.jobs import Cell, JobQueue
 from serving.plan.errors import ConfigError
 from tests import tools
@@ -102,3 +102,16 @@ def test_it_ends_with_its_parent_and_holds_what_it_was_given(tmp_path: Path) -> 
         else:
             raise AssertionError(f"redis-server {pid} outlived its parent")
     assert not Path(f"/proc/{pid}/exe").exists() or os.getpid() == 1
+
+
+def test_libcs_allocator_is_tuned_unless_the_operator_has_done_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for theirs in (None, "glibc.malloc.arena_max=2"):
+        if theirs is not None:
+            monkeypatch.setenv("GLIBC_TUNABLES", theirs)
+        server = RedisServer(tmp_path / str(theirs))
+        server.start()
+        variables = Path(f"/proc/{server.pid}/environ").read_text().split("\0")
+        server.stop()
+        assert f"GLIBC_TUNABLES={theirs or MALLOC}" in variables
