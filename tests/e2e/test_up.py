@@ -18,6 +18,7 @@ import yaml
 
 from tests.collector import Collector, collecting
 from tests.e2e.stacks import REELSERVE, Stack, clean_env, create, gone, up, wait_for
+from tests.triton import triton
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,6 +126,39 @@ def test_what_a_person_sees(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_model_server_that_is_away_is_named_until_it_comes(tmp_path: Path) -> None:
+    printed = tmp_path / "printed"
+
+    def wait_until_said(text: str) -> None:
+        deadline = time.monotonic() + 120
+        while text not in printed.read_text():
+            assert process.poll() is None, printed.read_text()
+            assert time.monotonic() < deadline, printed.read_text()
+            time.sleep(0.05)
+
+    with triton(tmp_path / "triton", "speech", "speech_voices", "upscale") as server:
+        server.kill()
+        with printed.open("wb") as file:
+            process = subprocess.Popen(
+                [str(REELSERVE), "up", "--port", "0", "--data-dir", str(tmp_path / "data")],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**clean_env(), "REELSERVE_TRITON_URL": server.url},
+            )
+        try:
+            for model in ("speech", "upscale"):
+                wait_until_said(f"The model server's '{model}' cannot be reached at {server.url}")
+            assert "reelserve ready" not in printed.read_text()
+            server.start()
+            wait_until_said("reelserve ready at http://")
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_a_data_directory_serves_one_stack_at_a_time(stack: Stack) -> None:

@@ -161,7 +161,7 @@ def test_attention_that_is_not_here_says_why() -> None:
     shape = Shape.of("32x32x5")
     found = bench_attention(TRANSFORMER, [shape], CPU, torch.float32, repeats=2)
     assert list(found) == list(BACKENDS)
-    assert found["native"][shape.name]["tflops"] > 0
+    assert found["native"][shape.name]["median_s"] > 0
     assert len(found["native"][shape.name]["seconds"]) == 2
     assert "flash" in found["_flash_3"]["error"].lower()
 
