@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from deployments.cli.errors import CliError
-from deployments.cli.output import JsonOption, reporting, table
+from deployments.cli.output import JsonOption, reporting, table, verdicts
 
 MODEL = "demo-wan"
 
@@ -104,16 +104,7 @@ def _report(value: Mapping[str, Any]) -> Iterator[Any]:
         ],
     )
     yield ""
-    yield table(
-        "target",
-        "",
-        "found",
-        "",
-        rows=[
-            (label, verdict["target"], verdict["found"], "met" if verdict["met"] else "missed")
-            for label, verdict in value["targets"].items()
-        ],
-    )
+    yield verdicts(value["targets"])
     outputs, mode, at = value["outputs"], value["mode"], value["machine"]
     agree = "agree" if outputs["agree"] else "DISAGREE"
     yield (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deployments.cli.errors import CliError
-from deployments.cli.output import JsonOption, reporting, table
+from deployments.cli.output import JsonOption, reporting, table, verdicts
 from serving.plan.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -105,16 +105,7 @@ def _plan(
 def _report(value: Mapping[str, Any]) -> Iterator[Any]:
     yield from _kernels(value)
     yield from _batches(value)
-    yield table(
-        "target",
-        "",
-        "found",
-        "",
-        rows=[
-            (name, verdict["target"], verdict["found"], "met" if verdict["met"] else "missed")
-            for name, verdict in value["targets"].items()
-        ],
-    )
+    yield verdicts(value["targets"])
     for name, section in value["sections"].items():
         if section["state"] != "done":
             yield f"{name}: {section['state']}: {section['error']}"

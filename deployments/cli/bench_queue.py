@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from deployments.cli.errors import CliError
-from deployments.cli.output import JsonOption, Output, reporting, table
+from deployments.cli.output import JsonOption, Output, reporting, table, verdicts
 
 REDIS = (
     "The Redis is new, on a free port of 127.0.0.1 with production's settings, its log in a new "
@@ -145,7 +145,7 @@ def _admission_report(value: Mapping[str, Any]) -> Iterator[Any]:
             ],
         )
         yield f"a submission at {ratio} times the rate of a SET ({least} to {most})\n"
-    yield _targets(value)
+    yield verdicts(value["targets"])
     if value["client_bound"]:
         yield "The client was the bottleneck of: " + ", ".join(value["client_bound"])
     yield _where(value)
@@ -191,21 +191,8 @@ def _queue_report(value: Mapping[str, Any]) -> Iterator[Any]:
         f"busy for {fleet['busy_share']:.0%}, {scripts['per_s']:,} of those that never pause for "
         f"{scripts['busy_share']:.0%}\n"
     )
-    yield _targets(value)
+    yield verdicts(value["targets"])
     yield _where(value)
-
-
-def _targets(value: Mapping[str, Any]) -> Any:
-    return table(
-        "target",
-        "",
-        "found",
-        "",
-        rows=[
-            (name, each["target"], each["found"], "met" if each["met"] else "missed")
-            for name, each in value["targets"].items()
-        ],
-    )
 
 
 def _where(value: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ stdout is for results only. Progress, hints and errors go to stderr.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any
@@ -93,6 +93,20 @@ def table(*columns: str, rows: Iterable[Iterable[object]]) -> Table:
     for row in rows:
         made.add_row(*(Text(plain(cell)) for cell in row))
     return made
+
+
+def verdicts(targets: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A benchmark's targets by name, each with what was found and whether that met it."""
+    return table(
+        "target",
+        "",
+        "found",
+        "",
+        rows=[
+            (name, each["target"], each["found"], "met" if each["met"] else "missed")
+            for name, each in targets.items()
+        ],
+    )
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Table:
